@@ -1,0 +1,39 @@
+# Everything lives in .venv/, made here; each target is safe to run twice.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.ready
+NAME ?= s3
+
+.PHONY: setup certify test test-all lint bench docs clean
+.DEFAULT_GOAL := certify
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+certify: $(SETUP)
+	$(BIN)/fpcheck certify $(NAME) --inputs 16 --out out/$(NAME)
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	FPCHECK_HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n 2 -m 'not slow'
+
+test-all: lint
+	FPCHECK_HYPOTHESIS_PROFILE=slow $(BIN)/pytest -n 2
+
+bench: $(SETUP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python tests/bench/solvers.py
+
+docs: $(SETUP)
+	$(BIN)/python docs/make.py
+
+clean:
+	rm -rf .venv out build dist *.egg-info
