@@ -1,0 +1,110 @@
+r"""What damping does to an eigenvalue, and how much of it is right.
+
+The damped loop :math:`z \mapsto (1 - s) z + s F(z)` has the fixed points of F, and at each of them the Jacobian
+:math:`I - s (I - J)`. An eigenvalue l of J becomes :math:`1 - s w` with :math:`w = 1 - l`.
+
+.. math:: |1 - s w|^2 = 1 - 2 s \operatorname{Re} w + s^2 |w|^2
+
+is below 1 exactly for :math:`0 < s < 2 \operatorname{Re} w / |w|^2`, which leaves no step at all where
+:math:`\operatorname{Re} l \ge 1`. The critical step of a spectrum is the smallest of these.
+
+Shapes: eigenvalues ``(*batch, n)``, real or complex; results ``(*batch)`` float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fpcheck.errors import InputError, NonFiniteError
+
+__all__ = ["best_step", "critical_step", "damped_radius"]
+
+# Each halving gains a bit; a float64 has 53.
+_HALVINGS = 53
+
+
+def critical_step(eigenvalues: Tensor) -> Tensor:
+    """Largest stable damping step: ``min over l of 2 (1 - Re l) / |1 - l|^2``.
+
+    Args:
+        eigenvalues: Eigenvalues of the undamped Jacobian, ``(*batch, n)``.
+
+    Returns:
+        ``(*batch)`` float64. Every step ``0 < s < critical_step`` makes the linearised loop contract, no other
+        step does. 0.0 where some ``Re l >= 1`` (``l = 1`` included): no step helps. Never infinite. Above 1
+        exactly where the spectral radius is below 1.
+
+    Raises:
+        InputError: No eigenvalue, or not a floating-point or complex tensor.
+        NonFiniteError: NaN or infinite eigenvalues.
+
+    Example:
+        >>> critical_step(torch.tensor([-1.1, 0.5], dtype=torch.float64))
+        tensor(0.9524, dtype=torch.float64)
+    """
+    w = 1 - _complex(eigenvalues)
+    size = w.abs()
+    # Divided twice instead of by the square, which would overflow first. Where l = 1 there is no quotient, and
+    # the answer is 0 as for every other Re l >= 1.
+    step = 2 * (w.real / size) / size
+    return torch.where(w.real > 0, step, 0.0).amin(-1)
+
+
+def damped_radius(eigenvalues: Tensor, s: Tensor | float) -> Tensor:
+    """Spectral radius of the damped loop: ``max over l of |1 - s (1 - l)|``.
+
+    Args:
+        eigenvalues: Eigenvalues of the undamped Jacobian, ``(*batch, n)``.
+        s: Damping step, a number or ``(*batch)``; 1 is the undamped loop.
+
+    Returns:
+        ``(*batch)`` float64, per loop step.
+
+    Raises:
+        InputError, NonFiniteError: As :func:`critical_step`.
+    """
+    lam = _complex(eigenvalues)
+    step = torch.as_tensor(s, dtype=torch.float64, device=lam.device).unsqueeze(-1)
+    return (1 - step * (1 - lam)).abs().amax(-1)
+
+
+def best_step(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
+    """The step that makes the damped loop contract fastest, and its rate.
+
+    Args:
+        eigenvalues: Eigenvalues of the undamped Jacobian, ``(*batch, n)``.
+
+    Returns:
+        ``(step, rate)``, each ``(*batch)`` float64: the minimiser over ``s >= 0`` of :func:`damped_radius`, and
+        the minimum. ``(0, 1)`` where no step makes the loop contract. The step may exceed 1 (over-relaxation).
+
+    Raises:
+        InputError, NonFiniteError: As :func:`critical_step`.
+    """
+    lam = _complex(eigenvalues)
+    w = 1 - lam
+    # Each |1 - s w|^2 is a parabola in s with its vertex at half of its own critical step. Below half of the
+    # smallest critical step all of them fall; at the whole of it one has come back to 1. The largest of them is
+    # convex, so the slope of whichever is largest tells on which side the minimum lies.
+    high = critical_step(lam)
+    low = high / 2
+    for _ in range(_HALVINGS):
+        s = (low + high) / 2
+        largest = (1 - s.unsqueeze(-1) * w).abs().argmax(-1, keepdim=True)
+        at = w.gather(-1, largest).squeeze(-1)
+        rises = s * at.abs() > at.real / at.abs()
+        low, high = torch.where(rises, low, s), torch.where(rises, s, high)
+    return high, damped_radius(lam, high)
+
+
+def _complex(eigenvalues: Tensor) -> Tensor:
+    if not isinstance(eigenvalues, Tensor) or not (eigenvalues.is_floating_point() or eigenvalues.is_complex()):
+        kind = eigenvalues.dtype if isinstance(eigenvalues, Tensor) else type(eigenvalues).__name__
+        raise InputError(f"eigenvalues have type {kind}; expected a real or complex floating-point tensor (*batch, n)")
+    if eigenvalues.ndim == 0 or eigenvalues.shape[-1] == 0:
+        raise InputError(f"eigenvalues.shape={tuple(eigenvalues.shape)}; expected (*batch, n) with n >= 1")
+    lam = eigenvalues.to(torch.complex128)
+    if not bool(torch.isfinite(lam).all()):
+        raise NonFiniteError("eigenvalues hold NaN or inf; expected the spectrum of a finite Jacobian")
+    return lam
