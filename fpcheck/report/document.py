@@ -1,0 +1,58 @@
+"""The assessment as a JSON document. Its fields are described in docs/json.md; bump VERSION when they change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+import torch
+
+from fpcheck._version import __version__
+from fpcheck.assess import Assessment, Row
+
+__all__ = ["SCHEMA", "VERSION", "document"]
+
+SCHEMA = "fpcheck.assessment"
+VERSION = 1
+
+
+def document(result: Assessment, *, eigenvalues: int = 16) -> dict[str, Any]:
+    """Plain dicts, lists, strings and finite numbers; what was not computed, or is infinite, is null.
+
+    Args:
+        result: The assessment.
+        eigenvalues: How many eigenvalues of largest modulus to keep per input.
+    """
+    rows = []
+    for i, row in enumerate(result.rows):
+        column = result.history[:, i]
+        entry = {f.name: _plain(getattr(row, f.name)) for f in fields(Row)}
+        entry["residuals"] = [_plain(float(v)) for v in column[~torch.isnan(column)]]
+        kept = result.eigenvalues[i, :eigenvalues]
+        entry["eigenvalues"] = [[_plain(float(v.real)), _plain(float(v.imag))] for v in kept]
+        rows.append(entry)
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "level": result.level,
+        "proved": False,
+        "target": result.target,
+        "source": result.source,
+        "fpcheck": __version__,
+        "torch": torch.__version__,
+        "dtype": result.dtype,
+        "rtol": result.rtol,
+        "max_steps": result.max_steps,
+        "passed": result.passed,
+        "rows": rows,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name if isinstance(value.value, int) else value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
