@@ -1,0 +1,69 @@
+"""The docs say what is true: examples run, links lead somewhere, the JSON page names every field."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fpcheck.assess import Row, assess
+from fpcheck.blocks import load, shipped_models
+from fpcheck.report.document import document
+from fpcheck.target import Data, find_target
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_readme_example_prints_what_it_says(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    complete = [b for b in blocks if "import fpcheck" in b]
+    assert len(complete) == 1
+    exec(compile(complete[0], "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    promised = [line[2:] for line in complete[0].splitlines() if line.startswith("# ")]
+    assert printed == promised
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads}
+            assert anchor in slugs, f"{page.name} links to {link}"
+
+
+def test_the_json_page_names_every_field_and_no_other():
+    found = find_target(f"{ROOT / 'examples' / 'my_block.py'}:block", Data(inputs=1))
+    held = document(assess(found))
+    text = (ROOT / "docs" / "json.md").read_text()
+    named = set(
+        re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in text.splitlines() if row.startswith("| `")))
+    )
+    assert named == set(held) | set(held["rows"][0])
+    assert {f.name for f in dataclasses.fields(Row)} <= set(held["rows"][0])
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_the_models_page_matches_the_cards(name):
+    card = load(name).card
+    text = (ROOT / "docs" / "models.md").read_text()
+    assert card["sha256"] in text
+    assert f"token accuracy {card['held_out']['token_accuracy']:.2%}" in text
+
+
+def test_the_loop_in_the_worked_example_differs_from_its_partner_only_in_alpha():
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("my_block", ROOT / "examples" / "my_block.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (module.block.alpha, module.unscaled.alpha) == (0.5, 1.0)
+    x = module.inputs(2, 0)
+    assert torch.equal(x, module.inputs(2, 0))
+    assert not torch.equal(x, module.inputs(2, 1))
