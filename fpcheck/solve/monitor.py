@@ -42,7 +42,7 @@ Flags = npt.NDArray[np.bool_]
 
 RUNNING = -1
 _GROWTH = 1.05
-# Evaluations before growth is judged: a loop started from zero must grow.
+# Evaluations before a drift is named: the first states of any loop may march.
 _WARM_UP = 8
 _BLOW_UP = 1e6
 # How far to go on in the direction travelled, in units of the way; not a whole number, as fixed points may be
@@ -230,15 +230,14 @@ class Monitor:
         return row if len(self.index) == self._batch else row[self.index]
 
     def _growing(self) -> Flags:
-        if self.evaluations < _WARM_UP:
-            return np.zeros(len(self.scale), dtype=np.bool_)
         return self.scale > _GROWTH * self._past(self._scales, self.evaluations // 2)
 
     def _grown(self) -> Flags:
         """Whether the growth is no passing one: in both of the last doublings of the time, and beyond the start."""
         spans = (self.evaluations // 2, 3 * self.evaluations // 4, self.evaluations)
         half, quarter, first = (self._past(self._scales, ago) for ago in spans)
-        return self._growing() & (half > _GROWTH * quarter) & (self.scale > _GROWTH * first)
+        grown = self._growing() & (half > _GROWTH * quarter) & (self.scale > _GROWTH * first)
+        return grown & (self.evaluations >= _WARM_UP)
 
     def steady(self) -> Flags:
         """Whether the last two residuals point the same way: a drift, or a slow real eigenvalue."""
