@@ -128,6 +128,8 @@ class _DampedMethod(AbstractMethod):
         self.resolution = np.where(impatient, shorter, self.resolution)
         self.best = np.where(better | impatient, last.absolute, self.best)
         self.waited[impatient] = 0
+        if (self.resolution == 1).all():
+            return fz
         # In float32 or wider: in bfloat16 a step of 0.997 is 1, and the weights (1 - s) and s do not add up to 1.
         s = torch.from_numpy(self.resolution).to(last.residual).view(-1, *[1] * (z.ndim - 1))
         return (z + s * last.residual).to(z.dtype)

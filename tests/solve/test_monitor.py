@@ -240,13 +240,15 @@ def test_a_step_that_rounding_takes_away_is_no_convergence():
 
 def test_probes_of_a_sample_do_not_depend_on_its_batch():
     # Every state a sample is evaluated at alone, probes for rounding noise included, it is also evaluated at, to
-    # the last bit, when it is solved in a batch.
+    # the last bit, when it is solved in a batch. All go the same way, so that they are probed together; the last
+    # entry tells them apart.
     def block(z, x):
         seen.append(z)
-        return torch.cos(1 + x * torch.sin(5 * z)).to(z.dtype)
+        return torch.cat([torch.cos(1 + 0.3 * torch.sin(5 * z[:, :-1])), x[:, -1:]], dim=1)
 
     seen = []
-    x = torch.tensor([[0.1], [0.3], [0.5]]).bfloat16().expand(3, 4)
+    x = torch.zeros(3, 7, dtype=torch.bfloat16)
+    x[:, -1] = torch.tensor([1.0, 2.0, 4.0])
     solver = Damped(rtol=8e-3, step=0.02, min_step=0.02)
     together = solver.solve(Loop(block, x, check=False), torch.zeros_like(x))
     known = {tuple(row.tolist()) for z in seen for row in z}
