@@ -9,6 +9,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from enum import Enum
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from fpcheck._version import __version__
 from fpcheck.assess import assess
 from fpcheck.blocks import save_model
 from fpcheck.errors import FpcheckError, InputError
-from fpcheck.report import open_folder, summary, table, write_report
+from fpcheck.report import document, open_folder, summary, table, write_report
 from fpcheck.target import Data, find_target
 
 __all__ = ["main"]
@@ -108,10 +109,6 @@ def certify(
         result = assess(found, rtol=rtol, max_steps=max_steps, dtype=wanted, progress=tell)
     console = _console()
     if json:
-        from json import dumps
-
-        from fpcheck.report import document
-
         typer.echo(dumps(document(result), indent=1, allow_nan=False))
     else:
         console.print(table(result))

@@ -21,7 +21,7 @@ from fpcheck.errors import (
     NonFiniteError,
 )
 
-__all__ = ["Block", "Injection", "Loop"]
+__all__ = ["Block", "Injection", "Loop", "map_leaves"]
 
 Injection = Tensor | tuple[Tensor, ...] | dict[str, Tensor] | None
 Block = Callable[..., Tensor]
@@ -144,7 +144,7 @@ class Loop:
 
     def select(self, index: Tensor) -> Loop:
         """The loop on the samples ``index`` (integers or booleans ``(B,)``) alone."""
-        picked = _map(self._x, lambda leaf: leaf[index.to(leaf.device)])
+        picked = map_leaves(self._x, lambda leaf: leaf[index.to(leaf.device)])
         size = int(index.sum()) if index.dtype == torch.bool else len(index)
         return self._copy(x=picked, batch=size)
 
@@ -258,7 +258,8 @@ def _leaves(x: Injection) -> Iterator[tuple[str, Tensor]]:
         yield name, leaf
 
 
-def _map(x: Injection, fn: Callable[[Tensor], Tensor]) -> Injection:
+def map_leaves(x: Injection, fn: Callable[[Tensor], Tensor]) -> Injection:
+    """Apply ``fn`` to every tensor of an injection, keeping its structure."""
     if x is None:
         return None
     if isinstance(x, Tensor):

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fpcheck.blocks import LoopedModel, load, load_folder, load_official, shipped_models
 from fpcheck.errors import InputError, TargetError, nearest
-from fpcheck.loop import Block, Injection
+from fpcheck.loop import Block, Injection, map_leaves
 from fpcheck.tasks import StateTracking, task_from_dict
 
 __all__ = ["Data", "Target", "find_target"]
@@ -43,28 +43,17 @@ class Target:
     z0: Tensor
     readout: Any = None
     labels: Tensor | None = None
-    source: Mapping[str, Any] = None  # type: ignore[assignment]  # replaced in __post_init__
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", dict(self.source or {}))
         if self.labels is not None and self.readout is None:
             raise InputError("labels were given without a readout; pass readout= too, or leave the labels out")
 
     def to(self, dtype: torch.dtype) -> Target:
         """The same map with its stored numbers widened (or narrowed) to ``dtype``; a function stays as it is."""
         block = copy.deepcopy(self.block).to(dtype) if isinstance(self.block, nn.Module) else self.block
-        return replace(self, block=block, x=_cast(self.x, dtype), z0=self.z0.to(dtype))
-
-
-def _cast(x: Injection, dtype: torch.dtype) -> Injection:
-    def one(leaf: Tensor) -> Tensor:
-        return leaf.to(dtype) if leaf.is_floating_point() else leaf
-
-    if x is None or isinstance(x, Tensor):
-        return None if x is None else one(x)
-    if isinstance(x, dict):
-        return {key: one(leaf) for key, leaf in x.items()}
-    return tuple(one(leaf) for leaf in x)
+        x = map_leaves(self.x, lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf)
+        return replace(self, block=block, x=x, z0=self.z0.to(dtype))
 
 
 @dataclass(frozen=True)

@@ -364,7 +364,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def card(recipe: Recipe, held_out: HeldOut, command: str) -> dict[str, Any]:
-    """The model card: what was trained, by which command, and how well it does.
+    """The model card: what was trained, by which command, and how well it does. ``save_model`` adds the rest.
 
     Args:
         recipe: The recipe.
@@ -373,8 +373,6 @@ def card(recipe: Recipe, held_out: HeldOut, command: str) -> dict[str, Any]:
     """
     return {
         "name": recipe.name,
-        "architecture": "fprm",
-        "config": recipe.model.to_dict(),
         "task": recipe.task.to_dict(),
         "command": command,
         "seed": recipe.seed,

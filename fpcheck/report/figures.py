@@ -15,7 +15,7 @@ _GOOD, _BAD = "#1f6f8b", "#c0392b"
 
 
 def residual_figure(result: Assessment) -> Figure:
-    """Relative residual against loop steps on a log scale, one line per input, with the predicted slopes."""
+    """Relative residual against loop steps on a log scale, one line per input."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for i, row in enumerate(result.rows):
