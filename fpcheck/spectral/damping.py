@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fpcheck.errors import InputError, NonFiniteError
+from fpcheck.spectral.estimate import Estimate
 
-__all__ = ["best_step", "critical_step", "damped_radius"]
+__all__ = ["best_step", "best_step_estimate", "critical_step", "critical_step_estimate", "damped_radius"]
 
 # Each halving gains a bit; a float64 has 53.
 _HALVINGS = 53
@@ -96,6 +97,60 @@ def best_step(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
         rises = s * at.abs() > at.real / at.abs()
         low, high = torch.where(rises, low, s), torch.where(rises, s, high)
     return high, damped_radius(lam, high)
+
+
+def critical_step_estimate(eigenvalues: Tensor, error: Tensor) -> Estimate:
+    """The critical step of eigenvalues that are known up to ``error``.
+
+    Each eigenvalue's own step is ``Re(2 / w)`` with ``w = 1 - l``, so moving l by at most e moves it by at most
+    ``2 e / (|w| (|w| - e))``, which is not first order: infinite where l may be 1.
+
+    Args:
+        eigenvalues: ``(*batch, n)``.
+        error: Largest distance of each from its true value, ``(*batch, n)``.
+    """
+    w = 1 - _complex(eigenvalues)
+    size, err = w.abs(), error.to(w.device, torch.float64)
+    step = torch.where(w.real > 0, 2 * (w.real / size) / size, 0.0)
+    room = size - err
+    move = torch.where(room > 0, 2 * (err / size) / room, torch.inf)
+    value = step.amin(-1)
+    # Whichever limits the step, if not the one that seems to. A step is never negative.
+    low, high = (step - move).clamp(min=0).amin(-1), (step + move).amin(-1)
+    # An eigenvalue that certainly has Re l >= 1 leaves no step at all, whatever its distance from 1.
+    hopeless = (w.real + err < 0).any(-1)
+    return Estimate(value, torch.where(hopeless, 0.0, torch.maximum(high - value, value - low)))
+
+
+def best_step_estimate(eigenvalues: Tensor, error: Tensor) -> tuple[Estimate, Estimate]:
+    """Best step and its rate, of eigenvalues that are known up to ``error``.
+
+    At a step s the damped radius moves by at most ``s`` times the largest error. The step itself is less certain:
+    near the minimum the radius is flat, so every step whose radius lies that close to the least one may be the best.
+
+    Args:
+        eigenvalues: ``(*batch, n)``.
+        error: Largest distance of each from its true value, ``(*batch, n)``.
+
+    Returns:
+        ``(step, rate)``. Step 0 and rate 1 where no step makes the loop contract.
+    """
+    lam = _complex(eigenvalues)
+    step, rate = best_step(lam)
+    err = error.to(lam.device, torch.float64).amax(-1)
+    # The rate is a maximum over eigenvalues and a minimum over steps: neither moves further than its terms.
+    rate_error = step * err
+    level = rate + 2 * rate_error
+    # The radius is convex in s: the steps at or below the level are an interval around the best one.
+    ends = []
+    for far in (torch.zeros_like(step), critical_step(lam)):
+        near, far = step, far.clone()
+        for _ in range(_HALVINGS):
+            middle = (near + far) / 2
+            inside = damped_radius(lam, middle) <= level
+            near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
+        ends.append((far - step).abs())
+    return Estimate(step, torch.maximum(*ends)), Estimate(rate, rate_error)
 
 
 def _complex(eigenvalues: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fpcheck.errors import InputError
+from fpcheck.spectral.estimate import Estimate
 
-__all__ = ["Regime", "classify", "period"]
+__all__ = ["Regime", "classify", "period", "period_estimate"]
 
 
 class Regime(enum.Enum):
@@ -133,3 +134,30 @@ def period(eigenvalues: Tensor) -> Tensor:
     lam = eigenvalues.to(torch.complex128)
     dominant = lam.gather(-1, lam.abs().argmax(-1, keepdim=True)).squeeze(-1)
     return 2 * math.pi / dominant.angle().abs()
+
+
+def period_estimate(eigenvalues: Tensor, error: Tensor) -> Estimate:
+    """The period of eigenvalues that are known up to ``error``.
+
+    The angle of l is known to ``asin(e / |l|)``; a real eigenvalue keeps its angle, for alone it cannot leave the
+    axis. Every eigenvalue that may be the dominant one counts.
+
+    Args:
+        eigenvalues: ``(*batch, n)``.
+        error: Largest distance of each from its true value, ``(*batch, n)``.
+    """
+    lam = eigenvalues.to(torch.complex128)
+    size, err = lam.abs(), error.to(lam.device, torch.float64)
+    value = period(lam)
+    angle = lam.angle().abs()
+    turn = torch.asin((err / size).nan_to_num(nan=1.0).clamp(max=1.0))
+    turn = torch.where((lam.imag == 0) & (err < 0.1 * size), 0.0, turn)
+    longest = 2 * math.pi / (angle - turn).clamp(min=0.0)
+    shortest = 2 * math.pi / (angle + turn).clamp(max=math.pi)
+    rivals = size + err >= (size - err).amax(-1, keepdim=True)
+    longest = torch.where(rivals, longest, 0.0).amax(-1)
+    shortest = torch.where(rivals, shortest, torch.inf).amin(-1)
+    # Infinite for certain (a positive dominant eigenvalue) leaves no doubt.
+    certain = torch.isinf(value) & torch.isinf(shortest)
+    move = torch.maximum(longest - value, value - shortest)
+    return Estimate(value, torch.where(certain, 0.0, move.nan_to_num(nan=math.inf, posinf=math.inf)))

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 
 from fpcheck.errors import InputError, NonFiniteError
-from fpcheck.spectral import best_step, critical_step, damped_radius
+from fpcheck.spectral.damping import (
+    best_step,
+    best_step_estimate,
+    critical_step,
+    critical_step_estimate,
+    damped_radius,
+)
 
 # A few roundings of numbers near 1.
 TIGHT = {"rel": 1e-13, "abs": 1e-13}
@@ -134,3 +140,62 @@ def test_real_eigenvalues_are_accepted():
 def test_bad_spectra_are_refused(function, bad, error, words):
     with pytest.raises(error, match=words):
         function(bad)
+
+
+@st.composite
+def perturbed(draw):
+    """A spectrum, errors, and another spectrum within them."""
+    lam = draw(spectra)
+    err = torch.tensor([draw(st.floats(0, 0.3)) for _ in lam], dtype=torch.float64)
+    moves = [draw(st.floats(0, 1)) * complex(math.cos(a), math.sin(a)) for a in (draw(st.floats(0, 6.3)) for _ in lam)]
+    return lam, err, lam + err * problems.values(*moves)
+
+
+@given(perturbed())
+def test_critical_step_estimate_holds_every_spectrum_within_the_errors(case):
+    lam, err, true = case
+    estimate = critical_step_estimate(lam, err)
+    assert estimate.value == critical_step(lam)
+    # 1e-12 relative: the roundings of both sides.
+    gap = (critical_step(true) - estimate.value).abs()
+    assert bool(gap <= estimate.error + 1e-12 * (1 + estimate.value))
+
+
+@given(perturbed())
+def test_best_step_estimates_hold_every_spectrum_within_the_errors(case):
+    lam, err, true = case
+    step, rate = best_step_estimate(lam, err)
+    moved_step, moved_rate = best_step(true)
+    if bool(step.value > 0) and bool(moved_step > 0):
+        # The least damped radius moves by at most s e at either's own best step.
+        assert bool((moved_rate - rate.value) <= rate.error + 1e-12)
+
+
+def test_best_step_of_a_single_parabola_by_hand():
+    # l = 1j t: |1 - s w|^2 = 1 - 2 s + s^2 (1 + t^2): vertex at 1 / (1 + t^2). With t = 1: s = 0.5, rate sqrt(1/2).
+    step, rate = best_step_estimate(problems.values(1j, -1j), torch.full((2,), 1e-6, dtype=torch.float64))
+    assert step.value.item() == pytest.approx(0.5, rel=1e-7)
+    assert rate.value.item() == pytest.approx(math.sqrt(0.5), **TIGHT)
+    assert rate.error.item() == pytest.approx(0.5e-6, rel=1e-6)
+    # r(s) is about r* + d^2 / r* here (r'' = 2 / r*), so r* + 1e-6 is reached at d = sqrt(1e-6 r*) = 8.4e-4.
+    assert step.error.item() == pytest.approx(math.sqrt(1e-6 * math.sqrt(0.5)), rel=0.01)
+
+
+def test_no_error_no_doubt():
+    lam = problems.values(0.7, -0.4)
+    none = torch.zeros(2, dtype=torch.float64)
+    assert critical_step_estimate(lam, none).error.item() == 0.0
+    step, rate = best_step_estimate(lam, none)
+    # Two straight lines cross at the best step, found to the last bits.
+    assert step.error.item() <= 1e-12
+    assert rate.error.item() == 0.0
+
+
+def test_an_eigenvalue_that_may_be_one_leaves_the_step_unknown():
+    lam, err = problems.values(1 - 1e-9, 0.2), torch.tensor([1e-8, 1e-12], dtype=torch.float64)
+    # With l = 1 - 1e-9 the step is limited by the other one, 2 / 0.8; with l >= 1 it is 0.
+    estimate = critical_step_estimate(lam, err)
+    assert estimate.value.item() == pytest.approx(2.5)
+    assert estimate.error.item() >= 2.5
+    # Certainly beyond 1: certainly no step.
+    assert critical_step_estimate(problems.values(1.1), torch.tensor([0.05], dtype=torch.float64)).error.item() == 0.0

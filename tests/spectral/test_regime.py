@@ -8,6 +8,7 @@ from hypothesis import given
 
 from fpcheck.errors import InputError
 from fpcheck.spectral import Regime, classify, critical_step, period
+from fpcheck.spectral.regime import period_estimate
 
 part = st.floats(-2, 2)
 spectra = st.lists(st.builds(complex, part, part), min_size=1, max_size=6).map(lambda v: problems.values(*v))
@@ -98,3 +99,22 @@ def test_period_of_the_dominant_mode(eigenvalues, expected):
 def test_bad_spectra_are_refused(bad):
     with pytest.raises(InputError, match="one sample"):
         classify(bad)
+
+
+def test_period_knows_its_error():
+    # An angle of pi/4 known to asin(0.01 / 1): periods 8 (1 +- 0.0127).
+    lam = problems.values(*(complex(math.cos(a), math.sin(a)) for a in (math.pi / 4, -math.pi / 4)))
+    estimate = period_estimate(lam, torch.full((2,), 0.01, dtype=torch.float64))
+    assert estimate.value.item() == pytest.approx(8.0)
+    turn = math.asin(0.01)
+    assert estimate.error.item() == pytest.approx(2 * math.pi / (math.pi / 4 - turn) - 8.0, rel=1e-9)
+    # A pair that may be real may have any period.
+    near = problems.values(complex(1, 0.001), complex(1, -0.001))
+    assert period_estimate(near, torch.full((2,), 0.01, dtype=torch.float64)).error.item() == math.inf
+    # Real ones keep their angle.
+    for value, turns in ((-1.1, 2.0), (0.9, math.inf)):
+        alone = period_estimate(problems.values(value), torch.tensor([1e-9], dtype=torch.float64))
+        assert (alone.value.item(), alone.error.item()) == (turns, 0.0)
+    # Two that may each be the dominant one: the period is 2 or infinite, who knows.
+    tie = period_estimate(problems.values(-1.0, 1.0), torch.full((2,), 1e-9, dtype=torch.float64))
+    assert tie.error.item() == math.inf
