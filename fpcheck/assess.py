@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from fpcheck.loop import Loop
-from fpcheck.solve import Anderson, Picard, Solution
+from fpcheck.settle import settle
+from fpcheck.solve import Solution
 from fpcheck.spectral import Regime, Spectrum, approach_rate, measured_rate, spectrum
 from fpcheck.status import Status
 from fpcheck.target import Target
 
 __all__ = ["Assessment", "Row", "assess"]
-
-# The rate is read off the decay between the halting tolerance and the rounding floor, so the loop is run on
-# to a residual at which a few rounding units of the dtype remain.
-_FLOOR = {torch.float64: 1e-13, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True)
@@ -137,9 +134,9 @@ def assess(
     count = loop.batch_size
 
     tell("settle", 0, 1)
+    settled = settle(loop, target.z0, max_steps=max_steps)
+    run, points, residual, kind = settled.run, settled.points, settled.residual, settled.kind
     with torch.no_grad():
-        run = Picard(rtol=_FLOOR.get(dtype), max_steps=max_steps).solve(loop, target.z0)
-        points, residual, kind = _fixed_points(loop, run)
         right = _right(target, run.value)
     tell("settle", 1, 1)
     seen = measured_rate(run.history)
@@ -191,20 +188,6 @@ def assess(
 def _known(figure: Tensor) -> float | None:
     """A number, or None where the fit had too little to go by."""
     return None if torch.isnan(figure) else float(figure)
-
-
-def _fixed_points(loop: Loop, run: Solution) -> tuple[Tensor, Tensor, list[str | None]]:
-    """Where the loop did not settle, look for a fixed point with an accelerated solver, from where it got to."""
-    points, residual = run.value.clone(), run.residual.clone()
-    kind: list[str | None] = ["loop" if s is Status.CONVERGED else None for s in run.status]
-    lost = [i for i, k in enumerate(kind) if k is None and torch.isfinite(run.value[i]).all()]
-    if lost:
-        where = torch.tensor(lost)
-        found = Anderson(rtol=run.rtol, memory=10, max_steps=500).solve(loop.select(where), run.value[where])
-        for j, i in enumerate(lost):
-            if found.status[j] is Status.CONVERGED:
-                points[i], residual[i], kind[i] = found.value[j], found.residual[j], "found"
-    return points, residual, kind
 
 
 def _steps(run: Solution, i: int, rtol: float) -> int | None:

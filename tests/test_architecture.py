@@ -26,6 +26,7 @@ ORDER = [
     "losses",
     "train",
     "target",
+    "settle",
     "assess",
     "report",
     "cli",
