@@ -13,7 +13,7 @@ from fpcheck.blocks import FPRMBlock
 from fpcheck.errors import BlockError, BlockOutputError, InputError, NonFiniteError
 from fpcheck.loop import Loop
 from fpcheck.spectral import jacobian, jacobian_rounding
-from fpcheck.spectral.jacobian import _check_against_differences
+from fpcheck.spectral.operator import require_derivative
 
 
 def one_sample_at_a_time(loop: Loop, z: torch.Tensor) -> torch.Tensor:
@@ -51,8 +51,9 @@ def test_fprm_agrees_with_torch_and_with_differences(variant):
     # Negative control: the transpose, the likeliest mistake, is far outside these tolerances, and the check that
     # runs inside jacobian() refuses it.
     assert (J.mT - quotients).abs().max() > 1e-2
+    v = randn(2, J.shape[1], seed=9)
     with pytest.raises(BlockError, match="not that of its values for 2 samples"):
-        _check_against_differences(loop, z, J.mT)
+        require_derivative(loop, z, v, (J.mT @ v.unsqueeze(-1)).squeeze(-1))
 
 
 @given(fprm_configs(), st.integers(0, 100))
