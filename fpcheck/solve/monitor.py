@@ -291,12 +291,13 @@ class Monitor:
         gap = self.evaluations - self.anchor_at
         closed = exactly = np.zeros(len(z), dtype=np.bool_)
         # A state that has come back has the residual it had: most steps need no look at the states themselves.
-        if self.stationary and gap > 1 and self._as_before(gap).any():
+        if self.stationary and gap > 1 and (before := self._as_before(gap)).any():
             miss = norms(z - self.anchor)[0]
             unit, moved = self.eps * self.scale, self.absolute * resolution
             exactly = (miss == 0) & (self.absolute > 0) & ~self._stuck()
             nearly = (miss <= np.maximum(_RETURN * moved, (_ORBIT_UNITS + gap) * unit)) & (moved > _ORBIT_SIZE * unit)
-            closed = exactly | nearly
+            # Each by its own residual: what its batch mates do must not open the test for it.
+            closed = (exactly | nearly) & before
             self.period[closed] = gap
         if self.evaluations & (self.evaluations - 1) == 0:
             self.old_anchor, self.anchor, self.anchor_at = self.anchor, z, self.evaluations

@@ -288,3 +288,16 @@ def test_norms_keep_their_digits_at_every_scale():
     assert (zero, five) == (0.0, 5.0)
     assert math.isnan(nan)
     assert not math.isfinite(infinite)
+
+
+def test_a_sample_that_escapes_is_no_cycle_because_its_batch_mates_are():
+    # r z (1 - z): with r = 2.8 a start below 0 runs to minus infinity; with r = 3.2 nearly all starts in (0, 1) end on
+    # a cycle of period 2.
+    r = torch.cat([torch.tensor([2.8]), torch.full((60,), 3.2)]).double().unsqueeze(1)
+    z0 = torch.cat([torch.tensor([-0.1485], dtype=torch.float64), torch.linspace(0.05, 0.95, 60).double()]).unsqueeze(1)
+    loop = Loop(lambda z, r: r * z * (1 - z), r, z0=z0)
+    together = Picard(max_steps=500).solve(loop, z0)
+    alone = Picard(max_steps=500).solve(loop.sample(0), z0[:1])
+    assert together.status[0] is alone.status[0]
+    assert together.status[0] is not Status.CYCLE
+    assert together.status[1] is Status.CYCLE
