@@ -1,7 +1,8 @@
-"""Reference blocks: FPRM in every official variant, the TRM recursion, and loaders of their weights."""
+"""Reference blocks: FPRM in every official variant, TRM, linear attention as gradient descent; loaders of weights."""
 
 from fpcheck.blocks.config import FPRMConfig, TRMConfig
 from fpcheck.blocks.fprm import FPRMBlock, FPRMModel
+from fpcheck.blocks.linear_attention import LinearAttentionGD
 from fpcheck.blocks.model import LoopedModel
 from fpcheck.blocks.official import load_official
 from fpcheck.blocks.shipped import load, load_folder, save_model, shipped_models
@@ -11,6 +12,7 @@ __all__ = [
     "FPRMBlock",
     "FPRMConfig",
     "FPRMModel",
+    "LinearAttentionGD",
     "LoopedModel",
     "TRMBlock",
     "TRMConfig",

@@ -6,10 +6,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fpcheck.blocks.config import FPRMConfig
 from fpcheck.blocks.layers import LayerStack, Linear, check_state, rms_norm, truncated_normal_
 from fpcheck.blocks.model import LoopedModel
+from fpcheck.errors import BlockError
 
 __all__ = ["FPRMBlock", "FPRMModel"]
 
@@ -30,7 +32,7 @@ class FPRMBlock(LayerStack):
         self.config = config
         width, k, bias = config.hidden_size, config.conv_kernel_size, config.conv_bias
         if config.conv_type == "conv1d":
-            self.conv: nn.Module = nn.Conv1d(width, width, k, padding=k - 1, groups=width, bias=bias)
+            self.conv: nn.Conv1d | nn.Conv2d = nn.Conv1d(width, width, k, padding=k - 1, groups=width, bias=bias)
         elif config.conv_type == "conv2d":
             self.conv = nn.Conv2d(width, width, k, padding=k // 2, groups=width, bias=bias)
         self._make_scales()
@@ -72,18 +74,21 @@ class FPRMBlock(LayerStack):
         beta_1 = beta_2 * (1 - alpha_1) / (1 - power + 1e-5)
         return alpha_1, alpha_2, beta_1, beta_2
 
-    def _convolve(self, z: Tensor) -> Tensor:
+    def _convolve(self, z: Tensor, *, with_bias: bool = True) -> Tensor:
         config = self.config
         if config.conv_type == "none":
             return z
         front, content = z[:, : config.puzzle_tokens], z[:, config.puzzle_tokens :]
         batch, length, width = content.shape
         channels_first = content.transpose(1, 2)
+        weight, bias = self.conv.weight, self.conv.bias if with_bias else None
         if config.conv_type == "conv1d":
-            mixed = self.conv(channels_first)[..., :length]
+            padding = config.conv_kernel_size - 1
+            mixed = F.conv1d(channels_first, weight, bias, padding=padding, groups=width)[..., :length]
         else:
-            side = math.isqrt(length)
-            mixed = self.conv(channels_first.reshape(batch, width, side, side)).reshape(batch, width, length)
+            side, padding = math.isqrt(length), config.conv_kernel_size // 2
+            square = channels_first.reshape(batch, width, side, side)
+            mixed = F.conv2d(square, weight, bias, padding=padding, groups=width).reshape(batch, width, length)
         return torch.cat([front, mixed.transpose(1, 2)], dim=1)
 
     def _norm(self, h: Tensor) -> Tensor:
@@ -112,6 +117,30 @@ class FPRMBlock(LayerStack):
         h = alpha_2 * h + beta_2 * x
         h = self.run_layers(h, alpha_1, beta_1)
         return self._norm(h) if self.config.norm_placement == "output" else h
+
+    def carry(self, v: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """What one step hands straight on: ``alpha_1^(2K) * alpha_2 * conv(v)``, a linear map of ``v``.
+
+        The step without its sublayers, its injection, the convolution's bias, and a norm at its input or output.
+
+        Args:
+            v: The state that is handed on, ``(B, L, D)``.
+            z: The state that input-dependent scales are taken at, same shape.
+            x: Injection, same shape.
+
+        Raises:
+            BlockError: Post-norm layers: what is handed on goes through their norms, which are not linear.
+            InputError: ``z`` or ``x`` has another shape.
+        """
+        config = self.config
+        if config.norm_type == "post-norm":
+            raise BlockError(
+                "norm_type='post-norm'; the block has no linear carry: every path from state to state goes through "
+                "norms, whose gain depends on the state. Look at spectrum(loop, z) alone"
+            )
+        check_state(config, z, x, x.shape)
+        alpha_1, alpha_2, _, _ = self.residual_scales(self._convolve(z))
+        return alpha_1.pow(2 * config.L_layers) * alpha_2 * self._convolve(v, with_bias=False)
 
 
 class FPRMModel(LoopedModel):
