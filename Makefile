@@ -31,6 +31,7 @@ test-all: lint
 bench: $(SETUP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python tests/bench/solvers.py
+	$(BIN)/python tests/bench/spectral.py
 
 docs: $(SETUP)
 	$(BIN)/python docs/make.py

@@ -1,8 +1,8 @@
 """Regenerate every figure and every printed output in the docs: `make docs`, or `python docs/make.py`.
 
 Runs the command on both shipped models, pastes what it prints between the `output:` markers, and writes
-docs/figures/ and docs/models.md. Takes about a minute. With `--bench`, after `make bench` has installed the peer,
-the benchmark's table too.
+docs/figures/ and docs/models.md. Takes some minutes. With `--bench`, after `make bench` has installed the peer,
+the benchmarks' tables too.
 """
 
 from __future__ import annotations
@@ -98,12 +98,18 @@ def main() -> None:
             documents[name] = json.loads((out / "assessment.json").read_text())
             (FIGURES / f"{name}-eigenvalues.png").write_bytes((out / "eigenvalues.png").read_bytes())
             paste(ROOT / "README.md", name, run("certify", name, "--inputs", inputs))
+    with tempfile.TemporaryDirectory() as folder:
+        said = run("spectrum", "s3", "--inputs", "4", "--out", folder)
+        paste(DOCS / "spectrum.md", "s3-spectrum", said.replace(folder, "out/spectrum"))
+        for name in ("stability", "numerical-range", "growth"):
+            (FIGURES / f"s3-{name}.png").write_bytes((Path(folder) / f"{name}.png").read_bytes())
     compare_residuals(documents).savefig(FIGURES / "residuals.png", dpi=110)
     (DOCS / "models.md").write_text(models_page())
     if "--bench" in sys.argv[1:]:
-        script = ROOT / "tests" / "bench" / "solvers.py"
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-        paste(DOCS / "benchmarks.md", "solvers", "\n".join(line.rstrip() for line in done.stdout.splitlines()))
+        for name in ("solvers", "spectral"):
+            script = ROOT / "tests" / "bench" / f"{name}.py"
+            done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+            paste(DOCS / "benchmarks.md", name, "\n".join(line.rstrip() for line in done.stdout.splitlines()))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Everything public is here; the rest may change without notice. See docs/api.md for one line on each name.
 """
 
-from fpcheck import blocks, tasks
+from fpcheck import blocks, spectral, tasks
 from fpcheck._version import __version__ as __version__
 from fpcheck.assess import assess
 from fpcheck.blocks import load, shipped_models
@@ -25,29 +25,57 @@ from fpcheck.errors import (
 )
 from fpcheck.loop import Loop
 from fpcheck.solve import Anderson, Damped, OfficialFPOPT, Picard, Solution, fixed_point
-from fpcheck.spectral import Estimate, Regime, Spectrum, jacobian, measured_rate, spectrum
+from fpcheck.spectral import (
+    Auto,
+    Blocks,
+    Dense,
+    Diagnosis,
+    Estimate,
+    Finding,
+    JacobianOperator,
+    Krylov,
+    Multistart,
+    ProbabilisticBound,
+    Regime,
+    Spectrum,
+    diagnose,
+    jacobian,
+    measured_rate,
+    multistart,
+    spectrum,
+)
 from fpcheck.status import Status
+from fpcheck.survey import survey
 from fpcheck.target import Target
 
 __all__ = [
     "Anderson",
+    "Auto",
     "BatchCouplingError",
     "BlockError",
     "BlockOutputError",
+    "Blocks",
     "CheckpointError",
     "ConfigError",
     "ConvergenceError",
     "Damped",
+    "Dense",
+    "Diagnosis",
     "Estimate",
+    "Finding",
     "FpcheckError",
     "GradientNotAvailableError",
     "ImpureBlockError",
     "InputError",
+    "JacobianOperator",
+    "Krylov",
     "Loop",
+    "Multistart",
     "NonFiniteError",
     "OfficialFPOPT",
     "OutputError",
     "Picard",
+    "ProbabilisticBound",
     "Regime",
     "Solution",
     "Spectrum",
@@ -57,11 +85,15 @@ __all__ = [
     "ToleranceError",
     "assess",
     "blocks",
+    "diagnose",
     "fixed_point",
     "jacobian",
     "load",
     "measured_rate",
+    "multistart",
     "shipped_models",
+    "spectral",
     "spectrum",
+    "survey",
     "tasks",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import Enum
 from json import dumps
@@ -16,14 +17,32 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fpcheck import train as training
 from fpcheck._version import __version__
 from fpcheck.assess import assess
 from fpcheck.blocks import save_model
 from fpcheck.errors import FpcheckError, InputError
-from fpcheck.report import document, open_folder, summary, table, write_report
+from fpcheck.report import (
+    document,
+    open_folder,
+    summary,
+    survey_document,
+    survey_summary,
+    survey_table,
+    table,
+    write_report,
+)
+from fpcheck.survey import METHODS, survey
 from fpcheck.target import Data, find_target
 
 __all__ = ["main"]
@@ -43,6 +62,14 @@ class Precision(Enum):
     float64 = "float64"
     float32 = "float32"
     own = "own"
+
+
+class Method(Enum):
+    """How to compute eigenvalues."""
+
+    auto = "auto"
+    dense = "dense"
+    krylov = "krylov"
 
 
 def _console(*, error: bool = False) -> Console:
@@ -97,16 +124,8 @@ def certify(
     if out is not None:
         open_folder(out)
     found = find_target(target, Data(inputs, seed, config, data, _shape(state_shape)))
-    wanted = None if dtype is Precision.own else getattr(torch, dtype.value)
     with _progress(_console(error=True)) as bar:
-        lines = {}
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in lines:
-                lines[stage] = bar.add_task(stage, total=total, figures="")
-            bar.update(lines[stage], completed=done, total=total)
-
-        result = assess(found, rtol=rtol, max_steps=max_steps, dtype=wanted, progress=tell)
+        result = assess(found, rtol=rtol, max_steps=max_steps, dtype=_dtype(dtype), progress=_teller(bar))
     console = _console()
     if json:
         typer.echo(dumps(document(result), indent=1, allow_nan=False))
@@ -117,6 +136,66 @@ def certify(
         written = write_report(result, out)
         _console(error=json).print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True)
     raise typer.Exit(0 if result.passed else 1)
+
+
+@app.command()
+def spectrum(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="Shipped model (s3), model folder, checkpoint, or file.py:block.")
+    ],
+    inputs: Annotated[int, typer.Option(help="How many inputs.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the inputs, start states and random vectors.")] = 0,
+    method: Annotated[
+        Method, typer.Option(help="How to compute eigenvalues; auto: all of them where they fit, else Krylov.")
+    ] = Method.auto,
+    starts: Annotated[int, typer.Option(help="Random starts per input, to look for other fixed points; 0: none.")] = 0,
+    max_steps: Annotated[int, typer.Option(help="Loop steps per input, at most.")] = 2000,
+    dtype: Annotated[Precision, typer.Option(help="Dtype of the analysis; own: the model's.")] = Precision.float64,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file and the figures.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the JSON document instead of the table.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Configuration (JSON or YAML) of an official checkpoint.")] = None,
+    data: Annotated[Path | None, typer.Option(help=".npz with inputs (and labels) for a checkpoint.")] = None,
+    state_shape: Annotated[
+        str | None, typer.Option(help="Shape of one state, such as 12,64, for a file.py block without inputs().")
+    ] = None,
+) -> None:
+    """Say what the loop's Jacobian does where the loop ends: eigenvalues, norms, growth, and what to do. ESTIMATE."""
+    if max_steps < 1 or starts < 0:
+        raise InputError(f"max_steps={max_steps}, starts={starts}; expected max_steps >= 1 and starts >= 0")
+    if out is not None:
+        open_folder(out)
+    found = find_target(target, Data(inputs, seed, config, data, _shape(state_shape)))
+    with _progress(_console(error=True)) as bar:
+        result = survey(
+            found, method=METHODS[method.value], starts=starts, max_steps=max_steps, dtype=_dtype(dtype), seed=seed,
+            progress=_teller(bar),
+        )  # fmt: skip
+    console = _console()
+    if json:
+        typer.echo(dumps(survey_document(result), indent=1, allow_nan=False))
+    else:
+        console.print(survey_table(result))
+        console.print(survey_summary(result), soft_wrap=True)
+    if out is not None:
+        written = write_report(result, out)
+        _console(error=json).print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True)
+    raise typer.Exit(0 if result.passed else 1)
+
+
+def _dtype(precision: Precision) -> torch.dtype | None:
+    return None if precision is Precision.own else getattr(torch, precision.value)
+
+
+def _teller(bar: Progress) -> Callable[[str, int, int], None]:
+    """One line of the progress display per stage."""
+    lines: dict[str, TaskID] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in lines:
+            lines[stage] = bar.add_task(stage, total=total, figures="")
+        bar.update(lines[stage], completed=done, total=total)
+
+    return tell
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -28,6 +28,7 @@ ORDER = [
     "target",
     "settle",
     "assess",
+    "survey",
     "report",
     "cli",
 ]
@@ -77,23 +78,32 @@ def test_importing_fpcheck_loads_no_command_line_and_no_plotting():
 
 PUBLIC = {
     "Anderson",
+    "Auto",
     "BatchCouplingError",
     "BlockError",
     "BlockOutputError",
+    "Blocks",
     "CheckpointError",
     "ConfigError",
     "ConvergenceError",
     "Damped",
+    "Dense",
+    "Diagnosis",
     "Estimate",
+    "Finding",
     "FpcheckError",
     "GradientNotAvailableError",
     "ImpureBlockError",
     "InputError",
+    "JacobianOperator",
+    "Krylov",
     "Loop",
+    "Multistart",
     "NonFiniteError",
     "OfficialFPOPT",
     "OutputError",
     "Picard",
+    "ProbabilisticBound",
     "Regime",
     "Solution",
     "Spectrum",
@@ -103,12 +113,16 @@ PUBLIC = {
     "ToleranceError",
     "assess",
     "blocks",
+    "diagnose",
     "fixed_point",
     "jacobian",
     "load",
     "measured_rate",
+    "multistart",
     "shipped_models",
+    "spectral",
     "spectrum",
+    "survey",
     "tasks",
 }
 
@@ -124,3 +138,11 @@ def test_public_names_are_documented(name: str):
     assert inspect.getdoc(thing), f"fp.{name} has no docstring"
     pages = (ROOT.parent / "docs" / "api.md").read_text()
     assert f"`{name}" in pages, f"fp.{name} is missing from docs/api.md"
+
+
+@pytest.mark.parametrize("name", sorted(fpcheck.spectral.__all__))
+def test_names_of_the_spectral_room_are_documented(name: str):
+    thing = getattr(fpcheck.spectral, name)
+    assert inspect.getdoc(thing), f"fp.spectral.{name} has no docstring"
+    pages = (ROOT.parent / "docs" / "api.md").read_text()
+    assert f"`{name}" in pages, f"fp.spectral.{name} is missing from docs/api.md"

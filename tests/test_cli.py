@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,67 @@ def test_the_shipped_model_settles_and_says_estimate(fpcheck, tmp_path):
         # The spectrum's prediction, checked against what the loop did: 5 % is the promise of the issue.
         if 0.3 <= row["radius"] <= 0.98:
             assert row["measured_rate"] == pytest.approx(row["radius"], rel=0.05)
+
+
+def test_spectrum_of_a_users_block_says_estimate_and_draws(fpcheck, tmp_path):
+    code, out, err = fpcheck("spectrum", f"{EXAMPLE}:block", "--inputs", "2", "--starts", "4", "--out", tmp_path / "o")
+    assert code == 0, out + err
+    assert "level ESTIMATE" in out
+    assert "CONTRACTING: 2 of 2 inputs" in out
+    names = ["growth.png", "numerical-range.png", "spectrum.json", "stability.png"]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == names
+    for name in names:
+        if name.endswith(".png"):
+            data = (tmp_path / "o" / name).read_bytes()
+            assert data.startswith(b"\x89PNG")
+            assert len(data) > 15_000
+    held = json.loads((tmp_path / "o" / "spectrum.json").read_text())
+    assert (held["schema"], held["level"], held["proved"], held["complete"]) == (
+        "fpcheck.spectrum", "estimate", False, True
+    )  # fmt: skip
+    for row in held["rows"]:
+        # Known relations between the figures, whatever their values.
+        assert row["radius"] <= row["numerical_radius"] <= row["norm"] <= row["norm_bound"]
+        assert row["log_norm"] <= row["log_norm_bound"]
+        assert 1 <= row["kreiss"] <= row["peak_growth"] * (1 + 1e-9)
+        assert row["growth"][row["contraction_steps"]] < 1
+        assert row["critical_step"] > 1
+
+
+def test_spectrum_by_products_agrees_with_the_dense_one(fpcheck):
+    rows = {}
+    for method in ("dense", "krylov"):
+        code, out, err = fpcheck("spectrum", f"{EXAMPLE}:block", "--inputs", "1", "--method", method, "--json")
+        assert code == 0, out + err
+        rows[method] = json.loads(out)["rows"][0]
+    assert rows["dense"]["path"] != rows["krylov"]["path"]
+    for figure in ("radius", "norm", "log_norm", "critical_step"):
+        # Both say how far off they may be.
+        room = sum(row[f"{figure}_error"] for row in rows.values())
+        assert abs(rows["dense"][figure] - rows["krylov"][figure]) <= room
+        assert room < 1e-6
+
+
+def test_spectrum_of_a_loop_that_drifts_names_it(fpcheck):
+    code, out, _ = fpcheck("spectrum", f"{EXAMPLE}:unscaled", "--inputs", "1", "--max-steps", "200")
+    # The figures are all there, so the call did what it was asked; what they say is another matter.
+    assert code == 0, out
+    assert "1 of 1 states are not fixed points" in out
+    assert "CONTRACTING" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--starts", "-1"], r"starts=-1; expected .* >= 0"),
+        (["--max-steps", "0"], "max_steps=0"),
+        (["--inputs", "0"], "inputs=0"),
+    ],
+)
+def test_spectrum_refuses_bad_options(fpcheck, words, message):
+    code, out, err = fpcheck("spectrum", f"{EXAMPLE}:block", *words)
+    assert (code, out) == (2, "")
+    assert re.search(message, " ".join(err.split()))
 
 
 def test_its_partner_without_scaling_fails_and_says_why(fpcheck):

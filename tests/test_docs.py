@@ -9,7 +9,8 @@ import torch
 
 from fpcheck.assess import Row, assess
 from fpcheck.blocks import load, shipped_models
-from fpcheck.report.document import document
+from fpcheck.report.document import document, survey_document
+from fpcheck.survey import SurveyRow, survey
 from fpcheck.target import Data, find_target
 
 ROOT = Path(__file__).parent.parent
@@ -38,15 +39,20 @@ def test_links_lead_somewhere(page):
             assert anchor in slugs, f"{page.name} links to {link}"
 
 
-def test_the_json_page_names_every_field_and_no_other():
+def named_fields(page: str) -> set[str]:
+    """What stands in backticks in the first column of a page's tables."""
+    rows = [row for row in (ROOT / "docs" / page).read_text().splitlines() if row.startswith("| `")]
+    return set(re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in rows)))
+
+
+def test_the_json_pages_name_every_field_and_no_other():
     found = find_target(f"{ROOT / 'examples' / 'my_block.py'}:block", Data(inputs=1))
-    held = document(assess(found))
-    text = (ROOT / "docs" / "json.md").read_text()
-    named = set(
-        re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in text.splitlines() if row.startswith("| `")))
-    )
-    assert named == set(held) | set(held["rows"][0])
-    assert {f.name for f in dataclasses.fields(Row)} <= set(held["rows"][0])
+    for page, held, kind in (
+        ("json.md", document(assess(found)), Row),
+        ("spectrum-json.md", survey_document(survey(found)), SurveyRow),
+    ):
+        assert named_fields(page) == set(held) | set(held["rows"][0]), page
+        assert {f.name for f in dataclasses.fields(kind)} <= set(held["rows"][0])
 
 
 @pytest.mark.parametrize("name", shipped_models())

@@ -1,8 +1,28 @@
 """What a person sees: tables, figures, JSON."""
 
-from fpcheck.report.document import document
-from fpcheck.report.figures import eigenvalue_figure, residual_figure
+from fpcheck.report.document import document, survey_document
+from fpcheck.report.figures import (
+    eigenvalue_figure,
+    growth_figure,
+    range_figure,
+    residual_figure,
+    stability_figure,
+)
 from fpcheck.report.files import open_folder, write_report
-from fpcheck.report.table import summary, table
+from fpcheck.report.table import summary, survey_summary, survey_table, table
 
-__all__ = ["document", "eigenvalue_figure", "open_folder", "residual_figure", "summary", "table", "write_report"]
+__all__ = [
+    "document",
+    "eigenvalue_figure",
+    "growth_figure",
+    "open_folder",
+    "range_figure",
+    "residual_figure",
+    "stability_figure",
+    "summary",
+    "survey_document",
+    "survey_summary",
+    "survey_table",
+    "table",
+    "write_report",
+]

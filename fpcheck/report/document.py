@@ -11,10 +11,12 @@ import torch
 
 from fpcheck._version import __version__
 from fpcheck.assess import Assessment, Row
+from fpcheck.survey import Survey, SurveyRow
 
-__all__ = ["SCHEMA", "VERSION", "document"]
+__all__ = ["SCHEMA", "SPECTRUM_SCHEMA", "VERSION", "document", "survey_document"]
 
 SCHEMA = "fpcheck.assessment"
+SPECTRUM_SCHEMA = "fpcheck.spectrum"
 VERSION = 1
 
 
@@ -31,7 +33,7 @@ def document(result: Assessment, *, eigenvalues: int = 16) -> dict[str, Any]:
         entry = {f.name: _plain(getattr(row, f.name)) for f in fields(Row)}
         entry["residuals"] = [_plain(float(v)) for v in column[~torch.isnan(column)]]
         kept = result.eigenvalues[i, :eigenvalues]
-        entry["eigenvalues"] = [[_plain(float(v.real)), _plain(float(v.imag))] for v in kept]
+        entry["eigenvalues"] = _pairs(kept)
         rows.append(entry)
     return {
         "schema": SCHEMA,
@@ -50,9 +52,47 @@ def document(result: Assessment, *, eigenvalues: int = 16) -> dict[str, Any]:
     }
 
 
+def survey_document(result: Survey, *, eigenvalues: int = 16) -> dict[str, Any]:
+    """The survey of spectra, in the same manner.
+
+    Args:
+        result: The survey.
+        eigenvalues: How many eigenvalues of largest modulus to keep per input.
+    """
+    rows = []
+    for i, row in enumerate(result.rows):
+        entry = {f.name: _plain(getattr(row, f.name)) for f in fields(SurveyRow)}
+        entry["eigenvalues"] = _pairs(result.eigenvalues[i][:eigenvalues])
+        entry["numerical_range"] = _pairs(result.ranges[i])
+        entry["growth"] = [_plain(float(v)) for v in result.growth[i]]
+        rows.append(entry)
+    return {
+        "schema": SPECTRUM_SCHEMA,
+        "version": VERSION,
+        "level": result.level,
+        "proved": False,
+        "target": result.target,
+        "source": result.source,
+        "fpcheck": __version__,
+        "torch": torch.__version__,
+        "dtype": result.dtype,
+        "n": result.n,
+        "failure_probability": result.failure_probability,
+        "complete": result.complete,
+        "passed": result.passed,
+        "rows": rows,
+    }
+
+
+def _pairs(values: torch.Tensor) -> list[list[Any]]:
+    return [[_plain(float(v.real)), _plain(float(v.imag))] for v in values]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name if isinstance(value.value, int) else value.value
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return value

@@ -7,11 +7,21 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from fpcheck.assess import Assessment
 from fpcheck.errors import OutputError
-from fpcheck.report.document import document
-from fpcheck.report.figures import eigenvalue_figure, residual_figure
+from fpcheck.report.document import document, survey_document
+from fpcheck.report.figures import (
+    eigenvalue_figure,
+    growth_figure,
+    range_figure,
+    residual_figure,
+    stability_figure,
+)
+from fpcheck.survey import Survey
 
 __all__ = ["open_folder", "write_report"]
 
@@ -33,8 +43,9 @@ def open_folder(folder: Path) -> Path:
     return folder
 
 
-def write_report(result: Assessment, folder: Path) -> list[Path]:
-    """Write ``assessment.json``, ``residuals.png`` and ``eigenvalues.png``.
+def write_report(result: Assessment | Survey, folder: Path) -> list[Path]:
+    """Write the JSON document and the figures: ``assessment.json``, ``residuals.png`` and ``eigenvalues.png``, or
+    ``spectrum.json``, ``stability.png``, ``numerical-range.png`` and ``growth.png``.
 
     Files are made aside and moved into place at the end, so a failure leaves no half-written result.
 
@@ -48,11 +59,12 @@ def write_report(result: Assessment, folder: Path) -> list[Path]:
     try:
         aside = Path(tempfile.mkdtemp(prefix=".fpcheck-", dir=folder))
         try:
-            text = json.dumps(document(result), indent=1, allow_nan=False)
-            (aside / "assessment.json").write_text(text + "\n")
-            residual_figure(result).savefig(aside / "residuals.png", dpi=150)
-            eigenvalue_figure(result).savefig(aside / "eigenvalues.png", dpi=150)
-            names = ("assessment.json", "residuals.png", "eigenvalues.png")
+            held, pictures = _parts(result)
+            for name, text in held.items():
+                (aside / name).write_text(json.dumps(text, indent=1, allow_nan=False) + "\n")
+            for name, figure in pictures.items():
+                figure.savefig(aside / name, dpi=150)
+            names = [*held, *pictures]
             for name in names:
                 os.replace(aside / name, folder / name)
         finally:
@@ -60,3 +72,14 @@ def write_report(result: Assessment, folder: Path) -> list[Path]:
     except OSError as error:
         raise OutputError(f"out={folder}: writing failed ({error}); choose another folder with --out") from error
     return [folder / name for name in names]
+
+
+def _parts(result: Assessment | Survey) -> tuple[dict[str, dict[str, Any]], dict[str, Figure]]:
+    if isinstance(result, Assessment):
+        pictures = {"residuals.png": residual_figure(result), "eigenvalues.png": eigenvalue_figure(result)}
+        return {"assessment.json": document(result)}, pictures
+    return {"spectrum.json": survey_document(result)}, {
+        "stability.png": stability_figure(result),
+        "numerical-range.png": range_figure(result),
+        "growth.png": growth_figure(result),
+    }

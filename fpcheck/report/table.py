@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import ROUND_CEILING, Decimal
+from math import isfinite
 
 from rich.table import Table
 
 from fpcheck.assess import Assessment, Row
 from fpcheck.status import Status
+from fpcheck.survey import Survey, SurveyRow
 
-__all__ = ["summary", "table"]
+__all__ = ["summary", "survey_summary", "survey_table", "table"]
 
 
 def table(result: Assessment) -> Table:
@@ -71,4 +74,70 @@ def summary(result: Assessment) -> str:
         lines.append(f"FAILED on {count} inputs ({where}): {reason}.")
     ended = {row.status for row in rows} - {Status.CONVERGED}
     lines += [f"{status.name}: {status.text}" for status in Status if status in ended]
+    return "\n".join(lines)
+
+
+def survey_table(result: Survey) -> Table:
+    """The survey as a table, one row per input."""
+    out = Table(
+        title=f"{result.target}: spectra, level ESTIMATE (n = {result.n}, measured in {result.dtype}, nothing proved)",
+        title_justify="left",
+        caption="carry: rho of the linear carry alone; |J|_2 <= and mu_2 <=: exceeded with probability "
+        f"{result.failure_probability:.0e} at most; s_c: largest stable damping step; peak: largest |J^k|_2 and its k; "
+        "k<1: steps until |J^k|_2 < 1",
+        caption_justify="left",
+        padding=(0, 1, 0, 0),
+        box=None,
+    )
+    columns = ("input", "point", "rho(J)", "+-", "carry", "|J|_2", "<=", "mu_2", "<=", "s_c", "best s", "rate",
+               "period", "peak (k)", "k<1", "findings")  # fmt: skip
+    for name in columns:
+        left = name in ("point", "findings")
+        out.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for row in result.rows:
+        out.add_row(*_survey_cells(row), style=None if row.converged else "red")
+    return out
+
+
+def _survey_cells(row: SurveyRow) -> tuple[str, ...]:
+    point = {"loop": "settled", "found": "found", None: "no fixed point"}[row.fixed_point]
+    peak = "-" if row.peak_growth is None else f"{row.peak_growth:.2f} ({row.peak_step})"
+    return (
+        str(row.index), point, f"{row.radius:.4f}", f"{row.radius_error:.0e}",
+        "-" if row.carry_radius is None else f"{row.carry_radius:.3f}", f"{row.norm:.3f}", _up(row.norm_bound),
+        f"{row.log_norm:.3f}", _up(row.log_norm_bound), f"{row.critical_step:.3f}", f"{row.best_step:.3f}",
+        f"{row.best_rate:.4f}", "-" if row.period == float("inf") else f"{row.period:.3g}", peak,
+        "-" if row.contraction_steps is None else str(row.contraction_steps), ", ".join(row.findings),
+    )  # fmt: skip
+
+
+def _up(bound: float) -> str:
+    """Three digits after the point, rounded up: a bound stays one in print."""
+    return str(Decimal(bound).quantize(Decimal("0.001"), ROUND_CEILING)) if isfinite(bound) else "-"
+
+
+def survey_summary(result: Survey) -> str:
+    """What was found on how many inputs, with the advice for the one of largest radius, and how it was computed."""
+    lines = []
+    paths = Counter(row.path for row in result.rows)
+    lines.append("ESTIMATE. Eigenvalues: " + "; ".join(f"{path} ({n} inputs)" for path, n in paths.most_common()) + ".")
+    for finding, count in Counter(f for row in result.rows for f in row.findings).most_common():
+        where = [row for row in result.rows if finding in row.findings]
+        worst = max(where, key=lambda row: row.radius)
+        said = worst.advice[worst.findings.index(finding)]
+        shown = ", ".join(str(row.index) for row in where[:8]) + (", ..." if count > 8 else "")
+        lines.append(f"{finding.upper()}: {count} of {len(result.rows)} inputs ({shown}). Input {worst.index}: {said}")
+    lost = [str(row.index) for row in result.rows if not row.converged]
+    if lost:
+        lines.append(
+            f"NOT CONVERGED on inputs {', '.join(lost)}: their figures are less accurate than asked for, as the errors "
+            "say; try --method dense, or more restarts."
+        )
+    away = [row for row in result.rows if row.fixed_point is None]
+    if away:
+        largest = max(row.residual for row in away)
+        lines.append(
+            f"{len(away)} of {len(result.rows)} states are not fixed points (largest relative residual {largest:.1e}): "
+            "their figures describe one step there, not the long run."
+        )
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fpcheck.errors import InputError, NonFiniteError
 from fpcheck.spectral.estimate import Estimate
 
-__all__ = ["best_step", "best_step_estimate", "critical_step", "critical_step_estimate", "damped_radius"]
+__all__ = ["best_step", "best_step_estimate", "critical_step", "critical_step_estimate", "damped_radius", "step_error"]
 
 # Each halving gains a bit; a float64 has 53.
 _HALVINGS = 53
@@ -137,9 +137,21 @@ def best_step_estimate(eigenvalues: Tensor, error: Tensor) -> tuple[Estimate, Es
     """
     lam = _complex(eigenvalues)
     step, rate = best_step(lam)
-    err = error.to(lam.device, torch.float64).amax(-1)
     # The rate is a maximum over eigenvalues and a minimum over steps: neither moves further than its terms.
-    rate_error = step * err
+    rate_error = torch.where(step > 0, step * error.to(lam.device, torch.float64).amax(-1), 0.0)
+    return Estimate(step, step_error(lam, step, rate, rate_error)), Estimate(rate, rate_error)
+
+
+def step_error(eigenvalues: Tensor, step: Tensor, rate: Tensor, rate_error: Tensor) -> Tensor:
+    """How far from ``step`` a step may lie whose rate is as good as ``rate``, within twice its error.
+
+    Args:
+        eigenvalues: ``(*batch, n)``.
+        step: The best step for them, ``(*batch)``.
+        rate: The damped radius there.
+        rate_error: Its error.
+    """
+    lam = _complex(eigenvalues)
     level = rate + 2 * rate_error
     # The radius is convex in s: the steps at or below the level are an interval around the best one.
     ends = []
@@ -150,7 +162,7 @@ def best_step_estimate(eigenvalues: Tensor, error: Tensor) -> tuple[Estimate, Es
             inside = damped_radius(lam, middle) <= level
             near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
         ends.append((far - step).abs())
-    return Estimate(step, torch.maximum(*ends)), Estimate(rate, rate_error)
+    return torch.maximum(*ends)
 
 
 def _complex(eigenvalues: Tensor) -> Tensor:
