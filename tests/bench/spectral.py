@@ -125,7 +125,10 @@ def matrices(n: int) -> dict[str, Tensor]:
     off = torch.diag(torch.ones(n - 1, dtype=torch.float64), 1)
     blocks = [0.9 * torch.eye(4, dtype=torch.float64) + off[:4, :4]]
     rest = torch.diag(torch.linspace(-0.5, 0.5, n - 4, dtype=torch.float64))
+    a = math.radians(80)
+    turn = 1.2 * torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], dtype=torch.float64)
     return {
+        "1.2 x rotation by 80 degrees": turn.unsqueeze(0),
         "rotations": Q @ turns @ Q.mT,
         "random": many,
         "symmetric": (many + many.mT) / 2,
@@ -251,7 +254,7 @@ def size(console: Console, options: argparse.Namespace) -> bool:
     for name in (
         "figure",
         "value",
-        "error (estimate)",
+        "error, or residual of rho",
         "converged",
         "products",
         "s",
@@ -262,7 +265,8 @@ def size(console: Console, options: argparse.Namespace) -> bool:
     loop, z = block_loop(81, 512, 1, heads=8)
     op = JacobianOperator(loop, z)
     for name, run in {
-        "rho(J)": lambda o: eigenvalues(o, 4, method=KrylovSchur()),
+        # From one side, and cut off: this spectrum is crowded at its edge, and 300 restarts take some minutes.
+        "rho(J), one side": lambda o: eigenvalues(o, 2, method=KrylovSchur(tol=1e-8, max_restarts=25), condition=False),
         "|J|_2": lambda o: spectral_norm(o),
         "mu_2(J)": lambda o: log_norm(o),
     }.items():
@@ -270,11 +274,13 @@ def size(console: Console, options: argparse.Namespace) -> bool:
         begin = time.perf_counter()
         found = run(timed)
         took = time.perf_counter() - begin
-        eigen = name == "rho(J)"
+        eigen = name.startswith("rho")
         value = float(found.values[0, 0].abs()) if eigen else float(found.value.value[0])
-        error = float(found.error[0, 0]) if eigen else float(found.value.error[0])
+        # Without a condition number there is no error, only a residual.
+        error = float(found.residual[0, 0]) if eigen else float(found.value.error[0])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        table.add_row(name, f"{value:.9f}", f"{error:.1e}", str(bool(found.converged[0])),
+        settled = error <= 1e-8 * value if eigen else bool(found.converged[0])
+        table.add_row(name, f"{value:.9f}", f"{error:.1e}", str(settled),
                       str(timed.clock[2] + timed.clock[3]), f"{took:.1f}", f"{peak:.2f}")  # fmt: skip
     console.print(table)
     return False
@@ -285,7 +291,7 @@ SECTIONS = {"accuracy": accuracy, "overhead": overhead, "batches": batches, "siz
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=SECTIONS, help="one table")
     options = parser.parse_args()
