@@ -265,7 +265,7 @@ def size(console: Console, options: argparse.Namespace) -> bool:
     loop, z = block_loop(81, 512, 1, heads=8)
     op = JacobianOperator(loop, z)
     for name, run in {
-        # From one side, and cut off: this spectrum is crowded at its edge, and 300 restarts take some minutes.
+        # From one side, and cut off: this spectrum is crowded at its edge, and 300 restarts take over 170 s.
         "rho(J), one side": lambda o: eigenvalues(o, 2, method=KrylovSchur(tol=1e-8, max_restarts=25), condition=False),
         "|J|_2": lambda o: spectral_norm(o),
         "mu_2(J)": lambda o: log_norm(o),
