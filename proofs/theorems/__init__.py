@@ -1,0 +1,1 @@
+"""One theorem per file, one folder per chapter."""

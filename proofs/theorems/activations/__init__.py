@@ -1,0 +1,1 @@
+"""Activations and gates: theorems of this chapter."""

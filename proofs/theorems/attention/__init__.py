@@ -1,0 +1,1 @@
+"""Attention: theorems of this chapter."""

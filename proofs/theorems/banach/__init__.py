@@ -1,0 +1,1 @@
+"""Banach and the error of a computed state: theorems of this chapter."""

@@ -1,0 +1,1 @@
+"""From a point to a ball: theorems of this chapter."""

@@ -1,0 +1,1 @@
+"""Damping: theorems of this chapter."""

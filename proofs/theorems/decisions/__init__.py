@@ -1,0 +1,1 @@
+"""Decision stability: theorems of this chapter."""

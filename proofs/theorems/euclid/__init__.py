@@ -1,0 +1,1 @@
+"""Why the Euclidean norm fails: theorems of this chapter."""

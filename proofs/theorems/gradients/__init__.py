@@ -1,0 +1,1 @@
+"""Gradients: theorems of this chapter."""

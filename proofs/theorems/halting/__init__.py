@@ -1,0 +1,1 @@
+"""Halting: theorems of this chapter."""

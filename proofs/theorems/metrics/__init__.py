@@ -1,0 +1,1 @@
+"""Metrics and k steps: theorems of this chapter."""

@@ -1,0 +1,1 @@
+"""Rounding: theorems of this chapter."""

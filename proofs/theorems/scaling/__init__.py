@@ -1,0 +1,1 @@
+"""Residual scaling: theorems of this chapter."""
