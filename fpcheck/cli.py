@@ -247,6 +247,18 @@ def train(
     console.print(f"Written: {folder / 'model'}. Next: fpcheck certify {folder / 'model'}", soft_wrap=True)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def prove(context: typer.Context) -> None:
+    """Check the theorems behind fpcheck, all or by ID: every step, constant, claim and reference. --help says more."""
+    # The whole call goes on unread: `python -m proofs` is the same command, and SymPy is loaded only here.
+    from proofs.command import main as prove_command
+
+    raise typer.Exit(prove_command(context.args))
+
+
 def _command(name: str, *changes: object) -> str:
     words = ["fpcheck", "train", name]
     for option, value in zip(("--steps", "--seed", "--batch-size", "--lr", "--threads"), changes, strict=True):

@@ -4,8 +4,8 @@ Each optimiser step moves a mixed batch of running solves on by ``window`` loop 
 differentiated, and takes the loss at the end; the states are then detached and carried over. A solve is
 replaced by a fresh sequence and a fresh random start after a number of windows drawn when it began. So the
 model sees states at every age, and the gradient is that of the last ``window`` steps only: a truncated
-backpropagation, not an implicit gradient (arXiv 2606.18206; the two agree at a fixed point up to the
-window-th power of the contraction rate).
+backpropagation, not an implicit gradient (arXiv 2606.18206). At a fixed point the two agree up to the window-th power
+of the contraction rate; away from one, and while parameters move, Theorem G8 says what is left.
 
 Unlike the official code a solve is not replaced when its residual falls below a threshold: states past that
 point would then never be trained, and the loop need not settle there.

@@ -14,6 +14,7 @@ ORDER = [
     "_version",
     "errors",
     "status",
+    "constants",
     "loop",
     "blocks",
     "solve",

@@ -1,7 +1,8 @@
 """Decides, from residuals and norms alone, how each sample's solve stands.
 
 A small relative residual is not convergence: a state that drifts by bounded increments grows like k, so its
-relative residual falls like 1/k and passes any tolerance (lemma B2 needs a contraction). CONVERGED therefore
+relative residual falls like 1/k and passes any tolerance (Theorem X1), and without a contraction no small residual
+bounds an error (Theorem X3). CONVERGED therefore
 asks for four things of the returned state itself:
 
 1. its undamped residual passes ``atol + rtol * |F(z)|``;

@@ -56,7 +56,7 @@ class OfficialFPOPT(AbstractSolver):
     * batch coupling: the slowest sample decides for all, and one NaN keeps everyone going to ``max_iter``;
     * off by one: the state returned is one step past the state tested;
     * a step size below 1e-3 counts as halted although nothing converged;
-    * the residual is relative to the state, so a linear drift passes any threshold;
+    * the residual is relative to the state, so a linear drift passes any threshold (Theorem X1);
     * the step size lives in the state's dtype: in bfloat16 a decay above 0.998 is none at all.
 
     What :meth:`solve` reports is not copied. A sample is NON_FINITE if its returned state or that state's image is
@@ -221,6 +221,8 @@ def fpopt_start(z0: Tensor, options: OfficialFPOPT) -> FPOPTState:
 
 def fpopt_step(loop: Callable[[Tensor], Tensor], state: FPOPTState, options: OfficialFPOPT) -> FPOPTState:
     """One official step; a pure function. Gradients flow through ``z``, step sizes being constants.
+
+    What the rule's step sizes are after m decays, and what is left of a window's gradient: Theorem D11.
 
     Args:
         loop: ``z -> F(z; x)``, a :class:`Loop` or any function.

@@ -82,8 +82,8 @@ class Damped(_Tolerances):
         patience: Evaluations in a row, at least 1; see above.
         min_step: ``s`` never falls below this.
 
-    Source: arXiv 2606.18206, damping theorem; lemmas D5, D6: a step makes the point attracting exactly if every
-    eigenvalue has real part below 1.
+    Source: arXiv 2606.18206, damping theorem; Theorem B8: the fixed points stay; Theorem D5: every eigenvalue with
+    real part below 1 allows small steps; Theorem D6: one with a larger real part allows none.
     """
 
     step: float = 1.0

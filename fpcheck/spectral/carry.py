@@ -8,7 +8,7 @@ its spectrum to that of A. In one published model the carry has radius 0.90 whil
 
 Even for the carry alone the radius tells the long run only. A causal convolution makes it triangular: its eigenvalues
 are the scales times the tap on the current token, whatever the other taps are, but its norm, and so the growth over
-the first steps, has all taps in it.
+the first steps, has all taps in it. What the carry's gain must be for states to stay bounded is Theorem F1.
 
 Shapes: ``B`` samples, states ``(B, *positions, D)`` with ``D`` channels last, ``P`` positions in all, ``n = P D``.
 """

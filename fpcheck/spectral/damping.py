@@ -33,8 +33,8 @@ def critical_step(eigenvalues: Tensor) -> Tensor:
 
     Returns:
         ``(*batch)`` float64. Every step ``0 < s < critical_step`` makes the linearised loop contract, no other
-        step does. 0.0 where some ``Re l >= 1`` (``l = 1`` included): no step helps. Never infinite. Above 1
-        exactly where the spectral radius is below 1.
+        step does (Theorem D5). 0.0 where some ``Re l >= 1`` (``l = 1`` included): no step helps (Theorem D6). Never
+        infinite. Above 1 exactly where the spectral radius is below 1.
 
     Raises:
         InputError: No eigenvalue, or not a floating-point or complex tensor.

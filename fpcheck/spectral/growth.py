@@ -51,7 +51,8 @@ class TransientGrowth:
         curve_error: Error estimate of each.
         peak: ``max_k |J^k|_2``, at least 1; over all k where ``contraction_steps`` is known, else over the curve.
         peak_step: The first k whose value cannot be told from the peak; 0 where nothing grows.
-        contraction_steps: Smallest k with ``|J^k|_2 < 1``; None if there is none on the curve.
+        contraction_steps: Smallest k with ``|J^k|_2 < 1``: k steps contract (Theorem B5); None if there is none on
+            the curve.
         lasting_steps: Smallest k from which on every power is below 1; None if the curve does not show it.
     """
 

@@ -62,8 +62,8 @@ _CHUNK_BYTES = 64 * 2**20
 class Kreiss:
     """Lower estimates of Kreiss constants, per sample: the value at one z each. None is a bound.
 
-    ``K <= sup_k |J^k|_2 <= e n K`` (Kreiss 1962; the factor e n: Spijker 1991). The left half holds for a lower
-    estimate too: powers grow at least ``value``-fold. The right half needs K itself.
+    ``K <= sup_k |J^k|_2 <= e n K`` (left half: Theorem D9; the factor e n: Spijker 1991). The left half holds for a
+    lower estimate too: powers grow at least ``value``-fold. The right half needs K itself.
 
     Attributes:
         value: ``(|z| - 1) |(zI - J)^-1|_2`` at ``z = at``, and at least 1, which is the limit for large z. Its error is

@@ -142,7 +142,7 @@ def multistart(
 
     Two limits count as one fixed point where a chain of limits joins them, each no further from the next than ten
     times their errors allow. The error of a limit is ``(residual + rounding) / (1 - rate)`` with the rate measured on
-    the solve's own residuals: what a geometric tail has still to go.
+    the solve's own residuals: what a geometric tail has still to go (the form of Theorem B4, with estimates).
 
     Args:
         loop: The map.

@@ -17,7 +17,8 @@ __all__ = ["Regime", "classify", "period", "period_estimate"]
 class Regime(enum.Enum):
     """Kind of a fixed point, read off the eigenvalues l of its Jacobian. ``regime.text`` says what to try.
 
-    Unstable means ``|l| >= 1``; rho is the largest modulus. An estimate: see :func:`classify`.
+    Unstable means ``|l| >= 1``; rho is the largest modulus. An estimate: see :func:`classify`. What damping can cure
+    is Theorem D8.
     """
 
     CONTRACTIVE = "contractive"
