@@ -2,7 +2,7 @@
 
 Runs the command on both shipped models, pastes what it prints between the `output:` markers, and writes
 docs/figures/ and docs/models.md. Takes some minutes. With `--bench`, after `make bench` has installed the peer,
-the benchmarks' tables too.
+the benchmarks' tables too. With `--theory`, only docs/theory/, which is written from the theorems in proofs/.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fpcheck
+from proofs import write
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -87,8 +88,25 @@ def models_page() -> str:
     return "\n".join(lines)
 
 
+def theory() -> None:
+    """docs/theory: the pages, the graph, and what `fpcheck prove` prints."""
+    folder = DOCS / "theory"
+    folder.mkdir(exist_ok=True)
+    pages = write.pages()
+    for path in folder.glob("*.md"):
+        if path.name not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        (folder / name).write_text(text)
+    (folder / "graph.svg").write_text(f'<?xml version="1.0" encoding="utf-8"?>\n{write.draw()}')
+    paste(DOCS / "proofs.md", "prove", run("prove"))
+
+
 def main() -> None:
     """Do it all."""
+    theory()
+    if "--theory" in sys.argv[1:]:
+        return
     FIGURES.mkdir(exist_ok=True)
     documents = {}
     with tempfile.TemporaryDirectory() as folder:
