@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from fpcheck.blocks.config import FPRMConfig
+from fpcheck.blocks.contractive import ContractiveConfig, ContractiveModel
 from fpcheck.blocks.fprm import FPRMModel
 from fpcheck.blocks.layers import truncated_normal_
+from fpcheck.blocks.model import LoopedModel
 from fpcheck.errors import CheckpointError, InputError, NonFiniteError, OutputError, nearest
 from fpcheck.loop import Loop
 from fpcheck.solve import Picard
@@ -62,7 +64,7 @@ class Recipe:
 
     name: str
     task: StateTracking
-    model: FPRMConfig
+    model: FPRMConfig | ContractiveConfig
     steps: int = 1500
     batch_size: int = 128
     window: int = 6
@@ -117,8 +119,8 @@ class HeldOut:
 class _Run:
     """The moving parts of a run: all that a checkpoint holds."""
 
-    model: FPRMModel
-    average: FPRMModel
+    model: LoopedModel
+    average: LoopedModel
     optimizer: torch.optim.AdamW
     generator: torch.Generator
     inputs: Tensor
@@ -136,7 +138,7 @@ def train(
     progress: Callable[[int, dict[str, float]], None] | None = None,
     checkpoint_every: int = 100,
     stop_after: int | None = None,
-) -> FPRMModel:
+) -> LoopedModel:
     """Train by a recipe, or go on where an earlier run of the same recipe stopped.
 
     Args:
@@ -175,7 +177,7 @@ def train(
 def _start(recipe: Recipe) -> _Run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model, average = FPRMModel(recipe.model), FPRMModel(recipe.model)
+        model, average = _build(recipe.model), _build(recipe.model)
     average.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(recipe.seed + 1)
     size, task = recipe.batch_size, recipe.task
@@ -184,6 +186,10 @@ def _start(recipe: Recipe) -> _Run:
     truncated_normal_(state, recipe.model.init_std, generator)
     windows = torch.randint(1, recipe.max_windows + 1, (size,), generator=generator)
     return _Run(model.train(), average, _optimizer(recipe, model), generator, inputs, labels, state, windows)
+
+
+def _build(config: FPRMConfig | ContractiveConfig) -> LoopedModel:
+    return ContractiveModel(config) if isinstance(config, ContractiveConfig) else FPRMModel(config)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.AdamW:
@@ -303,7 +309,7 @@ def _restore(recipe: Recipe, folder: Path) -> _Run:
 
 
 def evaluate(
-    model: FPRMModel, task: StateTracking, *, sequences: int = 1000, seed: int = 1, budget: int = 300
+    model: LoopedModel, task: StateTracking, *, sequences: int = 1000, seed: int = 1, budget: int = 300
 ) -> HeldOut:
     """Run held-out sequences to their fixed points and compare the answers.
 
@@ -342,6 +348,16 @@ def _s3(**changes: Any) -> FPRMConfig:
     return FPRMConfig(**{**small, **changes})
 
 
+def _s3_contractive(**changes: Any) -> ContractiveConfig:
+    task = StateTracking("S3", 12)
+    small: dict[str, Any] = {
+        "vocab_size": task.vocab_size, "seq_len": task.length, "hidden_size": 64, "num_heads": 4, "L_layers": 2,
+        "expansion": 3.0, "mlp_multiple": 64, "causal": True, "pos_encodings": "learned", "conv_kernel_size": 4,
+        "rms_norm_eps": 16.0,
+    }  # fmt: skip
+    return ContractiveConfig(**{**small, **changes})
+
+
 RECIPES: dict[str, Recipe] = {
     "s3": Recipe(
         name="s3",
@@ -359,6 +375,16 @@ RECIPES: dict[str, Recipe] = {
         "step adds an increment of bounded size, so the state drifts for ever and its relative residual falls like "
         "1/k although nothing settles. The convolution is left out as well, because a depthwise convolution scales "
         "the state too: with it the loop learned to settle.",
+    ),
+    "s3-contractive": Recipe(
+        name="s3-contractive",
+        task=StateTracking("S3", 12),
+        model=_s3_contractive(),
+        window=4,
+        max_windows=4,
+        lr=5e-3,
+        note="A contraction by construction: each loop step brings any two states nearer by the factor rate at least, "
+        "for every input, in the largest Euclidean length of a token.",
     ),
 }
 

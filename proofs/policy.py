@@ -15,8 +15,11 @@ from proofs.registry import theorem_ids
 ROOMS = ("certify", "adjoint", "halting")
 # Numbers that carry no theorem: exact in every arithmetic and part of any formula.
 PLAIN = (0, 1, 2, 0.5)
-# A comment that begins so marks an engineering choice, such as an iteration limit, on which no bound rests.
-CHOICE = "# choice:"
+# Comments that begin so, on the line or above the statement: an engineering choice, such as an iteration limit, on
+# which no bound rests; or a number that defines the function in question.
+MARKS = ("# choice:", "# definition:")
+# Calls whose whole numbers count roundings.
+COUNTING = ("inflate", "gamma")
 
 
 @final
@@ -29,13 +32,9 @@ class OwnNumber:
 
 
 def own_numbers(source: str) -> list[OwnNumber]:
-    """Numeric literals that are neither plain, nor an exponent of 2, nor an index, nor marked as a choice."""
-    choices = {
-        token.start[0]
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT and token.string.startswith(CHOICE)
-    }
+    """Numeric literals that are neither plain, nor an exponent of 2, an index or a count, nor marked by a comment."""
     tree = ast.parse(source)
+    choices = _marked(source, tree)
     allowed = {id(node) for node in _structural(tree)}
     found = []
     for node in ast.walk(tree):
@@ -46,9 +45,31 @@ def own_numbers(source: str) -> list[OwnNumber]:
     return found
 
 
-def _structural(tree: ast.AST) -> Iterator[ast.AST]:
-    """Literals in subscripts and as exponents of 2, which are exact."""
+def _marked(source: str, tree: ast.AST) -> set[int]:
+    """Lines that a mark covers: its own, and all of the statement that begins below its block of comments."""
+    comments = {
+        token.start[0]: token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    lines = {line for line, text in comments.items() if text.startswith(MARKS)}
     for node in ast.walk(tree):
+        if not isinstance(node, ast.stmt):
+            continue
+        above = node.lineno - 1
+        while above in comments and not source.splitlines()[above - 1].split("#")[0].strip():
+            if comments[above].startswith(MARKS):
+                lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            above -= 1
+    return lines
+
+
+def _structural(tree: ast.AST) -> Iterator[ast.AST]:
+    """Literals in subscripts, as exponents of 2, which are exact, and as counts of roundings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in COUNTING:
+            for argument in node.args[1 if node.func.id == "inflate" else 0 :]:
+                yield from ast.walk(argument)
         if isinstance(node, ast.Subscript):
             yield from ast.walk(node.slice)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
@@ -65,7 +86,7 @@ def violations(root: Path | None = None) -> list[str]:
         for path in sorted([*(package / room).rglob("*.py"), *package.glob(f"{room}.py")]):
             found += [
                 f"{path.relative_to(package.parent)}:{number.line} holds the number {number.text}; import it from "
-                f"fpcheck.constants, or mark the line '{CHOICE} why' if no bound rests on it"
+                f"fpcheck.constants, or mark the line '{MARKS[0]} why' if no bound rests on it"
                 for number in own_numbers(path.read_text(encoding="utf-8"))
             ]
     known = set(theorem_ids())

@@ -16,6 +16,7 @@ import torch
 
 from fpcheck.blocks.checkpoint import fit, read_weights
 from fpcheck.blocks.config import FPRMConfig, TRMConfig
+from fpcheck.blocks.contractive import ContractiveConfig, ContractiveModel
 from fpcheck.blocks.fprm import FPRMModel
 from fpcheck.blocks.model import LoopedModel
 from fpcheck.blocks.trm import TRMModel
@@ -28,6 +29,7 @@ _SHIPPED = Path(__file__).parents[1] / "models"
 # What the trainer must say, and what is read off the model itself.
 _TOLD = ("name", "task", "command", "seed", "held_out")
 _DERIVED = ("architecture", "config", "sha256")
+_ARCHITECTURES: dict[type[LoopedModel], str] = {FPRMModel: "fprm", TRMModel: "trm", ContractiveModel: "contractive"}
 
 
 def shipped_models() -> tuple[str, ...]:
@@ -84,6 +86,8 @@ def load_folder(path: str | os.PathLike[str]) -> LoopedModel:
         model: LoopedModel
         if card["architecture"] == "trm":
             model = TRMModel(TRMConfig.from_dict(card["config"]))
+        elif card["architecture"] == "contractive":
+            model = ContractiveModel(ContractiveConfig.from_dict(card["config"]))
         else:
             model = FPRMModel(FPRMConfig.from_dict(card["config"]))
     fit(model, read_weights(weights), source=str(weights))
@@ -104,10 +108,10 @@ def _read_card(path: Path) -> dict[str, Any]:
     lacking = [key for key in (*_TOLD, *_DERIVED) if not isinstance(card, dict) or key not in card]
     if lacking:
         raise CheckpointError(f"{path} lacks {', '.join(lacking)}; expected a card that save_model wrote")
-    if card["architecture"] not in ("fprm", "trm"):
+    if card["architecture"] not in _ARCHITECTURES.values():
         raise CheckpointError(
             f"{path}: unknown architecture {card['architecture']!r}; "
-            + nearest(str(card["architecture"]), ("fprm", "trm"))
+            + nearest(str(card["architecture"]), _ARCHITECTURES.values())
         )
     return dict(card)
 
@@ -118,7 +122,7 @@ def save_model(
     """Write a model as a folder that :func:`load_folder` reads: complete, or not at all.
 
     Args:
-        model: An ``FPRMModel`` or ``TRMModel``, float32, finite weights.
+        model: An ``FPRMModel``, ``TRMModel`` or ``ContractiveModel``, float32, finite weights.
         folder: Folder to create; its parents are created too.
         card: At least ``name``, ``task``, ``command``, ``seed`` and ``held_out``, JSON values. ``architecture``,
             ``config`` and ``sha256`` are filled in from the model, whatever the card says.
@@ -133,8 +137,8 @@ def save_model(
         OutputError: The folder exists, or cannot be written.
     """
     folder = Path(folder)
-    if not isinstance(model, FPRMModel | TRMModel):
-        raise InputError(f"model is a {type(model).__name__}; expected an FPRMModel or a TRMModel")
+    if type(model) not in _ARCHITECTURES:
+        raise InputError(f"model is a {type(model).__name__}; expected an FPRMModel, a TRMModel or a ContractiveModel")
     lacking = [key for key in _TOLD if key not in card]
     if lacking:
         raise InputError(f"the card lacks {', '.join(lacking)}; expected {', '.join(_TOLD)}")
@@ -147,7 +151,7 @@ def save_model(
     blob = safetensors.torch.save(tensors)
     full = {
         **card,
-        "architecture": "trm" if isinstance(model, TRMModel) else "fprm",
+        "architecture": _ARCHITECTURES[type(model)],
         "config": model.config.to_dict(),
         "sha256": hashlib.sha256(blob).hexdigest(),
     }

@@ -45,17 +45,23 @@ def test_the_package_keeps_the_rules():
 
 
 SOURCE = """
+# choice: two lines of reasons
+# above a statement
+LEVELS = (
+    0.3,
+    0.7,
+)
 BOUND = 1.0998
 def f(x):
     y = 0.5 * x + 2 ** -53 + x[3]
     for _ in range(7):  # choice: a limit of rounds, no bound rests on it
         y = y / 3
-    return y + 1
+    return inflate(y + 5, 6) + 1
 """
 
 
 def test_own_numbers_are_seen_and_plain_ones_are_not():
-    assert [(n.line, n.text) for n in own_numbers(SOURCE)] == [(2, "1.0998"), (6, "3")]
+    assert [(n.line, n.text) for n in own_numbers(SOURCE)] == [(8, "1.0998"), (12, "3"), (13, "5")]
 
 
 def test_a_room_with_a_number_of_its_own_or_an_invented_theorem_is_refused(tmp_path: Path):
