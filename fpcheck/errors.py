@@ -95,3 +95,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     listed = ", ".join(names)
     return f"did you mean {close[0]!r}? Valid: {listed}" if close else f"valid: {listed}"
+
+
+class UnsupportedOperatorError(BlockError):
+    """A block uses an operator for which there is no sound rule; the message names it and the line that calls it."""
