@@ -105,4 +105,5 @@ THEOREM = Theorem(
         Claim("silu'(x) <= 1.0998394", (Reals("x", -60, 60),), steepest, sharp=True),
         Claim("-silu'(x) <= 0.0998394", (Reals("x", -60, 60),), flattest, sharp=True),
     ),
+    code=("fpcheck/certify/nodes.py:nodes_of",),
 )

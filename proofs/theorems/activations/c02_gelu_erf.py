@@ -256,4 +256,5 @@ THEOREM = Theorem(
         Claim("|gelu''(x)| <= sqrt(2/pi)", SPACE, second, sharp=True),
         Claim("|gelu'''(x)| <= its value at sqrt(w)", SPACE, third, sharp=True),
     ),
+    code=("fpcheck/certify/nodes.py:nodes_of",),
 )

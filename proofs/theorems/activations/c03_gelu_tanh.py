@@ -315,4 +315,5 @@ THEOREM = Theorem(
         Claim("|gelu''(x)| <= sqrt(2/pi)", SPACE, second_claim, sharp=True),
         Claim("|gelu'''(x)| <= 0.776692", SPACE, third_claim, sharp=True),
     ),
+    code=("fpcheck/certify/nodes.py:nodes_of",),
 )

@@ -94,4 +94,8 @@ THEOREM = Theorem(
         Claim("|tanh'''(x)| <= 2", SPACE, third, sharp=True),
         Claim("tanh'''(x) <= 2/3", SPACE, third_above, sharp=True, near=({"x": 1.1},)),
     ),
+    code=(
+        "fpcheck/blocks/contractive.py:ContractiveBlock",
+        "fpcheck/certify/nodes.py:nodes_of",
+    ),
 )

@@ -240,6 +240,7 @@ THEOREM = Theorem(
             "Dieudonne (1960), Foundations of Modern Analysis, 8.5.2",
         ),
     ),
+    code=("fpcheck/certify/operators.py:rule_for",),
     uses=("S0",),
     remarks=(
         "With S3, |J| <= 1/2 as an operator on sums and on maxima too; the p-norms between follow by interpolation "

@@ -313,6 +313,7 @@ THEOREM = Theorem(
     not_checked=(
         NotChecked("a contraction of a closed ball into itself has a fixed point", "Banach (1922), Theorem 6"),
     ),
+    code=("fpcheck/certify/search.py:certify",),
     uses=("B3",),
     remarks=(
         "The condition Y <= (1 - kappa(r)) r is not monotone in r: it fails for very small r. Part (d) separates the "

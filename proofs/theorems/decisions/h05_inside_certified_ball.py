@@ -177,6 +177,10 @@ THEOREM = Theorem(
             near=({"d": 1.0, "e": 0.0},),
         ),
     ),
+    code=(
+        "fpcheck/certify/certificate.py:Certificate",
+        "fpcheck/certify/decision.py:decisions",
+    ),
     uses=("Q4",),
     remarks=(
         "Two triangle inequalities over z* give d_k + 2 e_0 instead of max(d_k, e_0), which is what one finds written "

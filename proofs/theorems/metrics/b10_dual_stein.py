@@ -267,6 +267,7 @@ THEOREM = Theorem(
             "Horn and Johnson (2013), 5.6",
         ),
     ),
+    code=("fpcheck/certify/metric.py:Metric",),
     uses=("B7",),
     remarks=(
         "Only W >= 0 is asked for: X may be a computed matrix, and L the stored root. What counts is a verified bound "

@@ -161,5 +161,9 @@ THEOREM = Theorem(
             "mean value inequality, Dieudonne, Foundations of Modern Analysis (1960), 8.5.1",
         ),
     ),
+    code=(
+        "fpcheck/certify/fusion.py:fuse",
+        "fpcheck/certify/operators.py:rule_for",
+    ),
     remarks=("For d = 1 there is no direction across x and the norm is epsilon/q^3.",),
 )

@@ -216,6 +216,7 @@ THEOREM = Theorem(
             "mean value inequality, Rudin (1976), Theorem 9.19",
         ),
     ),
+    code=("fpcheck/certify/operators.py:rule_for",),
     uses=("N1",),
     remarks=(
         "For d = 2 there is no direction across both: the norm is epsilon/s^3 unless both channels agree, where it is "

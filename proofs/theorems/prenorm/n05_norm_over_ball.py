@@ -284,6 +284,7 @@ THEOREM = Theorem(
             ),
         ),
     ),
+    code=("fpcheck/certify/nodes.py:nodes_of",),
     uses=("N1", "N3", "N4"),
     remarks=(
         "All four figures are first-order exact: for a -> 0 some displacement reaches them. At a finite a the third "

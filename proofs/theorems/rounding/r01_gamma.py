@@ -262,6 +262,7 @@ THEOREM = Theorem(
             "Higham (2002), section 3.1 and 4.2",
         ),
     ),
+    code=("fpcheck/certify/rounding.py:gamma",),
     uses=("S0",),
     remarks=(
         "Underflow is outside the model: it adds at most n times the smallest positive float to an inner product; so "

@@ -197,6 +197,11 @@ THEOREM = Theorem(
         ),
     ),
     not_checked=(NotChecked("an injective square matrix is invertible", "Horn and Johnson (2013), 0.5"),),
+    code=(
+        "fpcheck/certify/curvature.py:curvature",
+        "fpcheck/certify/metric.py:Metric",
+        "fpcheck/certify/norms.py:norm_bound",
+    ),
     uses=("R1",),
     remarks=(
         "The Frobenius norm of R bounds |R|_2, and it is what one computes. By R1 a computed norm of N numbers is at "

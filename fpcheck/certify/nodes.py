@@ -1,0 +1,462 @@
+r"""How far each kind of node can bend over a ball: local bounds, block by block.
+
+A node is a function y = phi(u) of one or two groups of inputs. Its entries fall into blocks (rows of a norm, single
+scores, rows of values, single channels). From bounds a on how far each input block moves, and b on the part of that
+which is not linear in the state, a node gives
+
+* ``e``: bounds on the blocks of the change of its Jacobian, :math:`D\phi(u) - D\phi(\hat u)`;
+* ``e2``: the same less the part that is linear in the state;
+* ``rho``: bounds on the blocks of :math:`\phi(u) - \phi(\hat u) - D\phi(\hat u)(u - \hat u)`.
+
+All of them grow with a and b, and ``e(s a) <= s e(a)`` for s in [0, 1].
+
+Every figure is computed in float64 from non-negative numbers by some hundreds of roundings at most, and then enlarged
+by a factor that makes up for 2^22 of them.
+
+Symbols: as in Theorems N5, A5, A7, C10, C11. Shapes: bounds ``(blocks,)``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from fpcheck import constants as c
+from fpcheck.certify.balls import Ball
+from fpcheck.certify.functions import FUNCTIONS, GELU_TANH, Function
+from fpcheck.certify.operators import _RowNorm, _WeightedSum
+from fpcheck.certify.trace import Graph, Op, Ref
+from fpcheck.errors import UnsupportedOperatorError
+
+__all__ = ["AbstractNode", "Coupling", "Local", "nodes_of"]
+
+# Relative room for the roundings of a chain of operations on non-negative numbers, 2^22 of them.
+_ROOM = 1 + 2.0**-30
+
+_CURVES = {
+    "silu": (c.SILU_SLOPE_MAX, c.SILU_SECOND, c.SILU_THIRD),
+    "gelu": (c.GELU_ERF_SLOPE_MAX, c.GELU_ERF_SECOND, c.GELU_ERF_THIRD),
+    "gelu_tanh": (c.GELU_TANH_SLOPE_MAX, c.GELU_TANH_SECOND, c.GELU_TANH_THIRD),
+    "sigmoid": (c.SIGMOID_SLOPE, c.SIGMOID_SECOND, c.SIGMOID_THIRD),
+    "tanh": (1.0, c.TANH_SECOND, c.TANH_THIRD),
+}
+"""Bounds on the first three derivatives over the whole line (Theorems C1, C2, C3, C5, C6, C7)."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """Bounds on the blocks of a sparse matrix: ``bound[p]`` on block (``out[p]``, ``into[p]``)."""
+
+    out: Tensor
+    into: Tensor
+    bound: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Local:
+    """What a node says about a ball: couplings by group of inputs, and ``rho`` by output block."""
+
+    e: tuple[Coupling, ...]
+    e2: tuple[Coupling, ...]
+    rho: Tensor
+
+
+class AbstractNode(ABC):
+    """One nonlinear operator of a graph, at a centre.
+
+    Attributes:
+        index: Its operator.
+        groups: The operators whose results it takes, one by group.
+        name: For messages and figures.
+        where: The user's line.
+    """
+
+    index: int
+    groups: tuple[int, ...]
+    name: str
+    where: str
+
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[Tensor, ...]:
+        """For each group the block of every entry, flat."""
+
+    @property
+    @abstractmethod
+    def out_blocks(self) -> Tensor:
+        """The block of every output entry, flat."""
+
+    def centring(self, group: int) -> Ball | None:
+        """Weights p of a group whose rows are centred, ``x - sum p x``, ``(rows, entries)``; None for none."""
+        return None
+
+    @abstractmethod
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Bounds over the ball, or None where the movement leaves the domain of the bounds."""
+
+
+def nodes_of(graph: Graph, values: list[Any]) -> list[AbstractNode]:
+    """The nonlinear operators of a fused graph, in order.
+
+    Raises:
+        UnsupportedOperatorError: One without a curvature bound.
+    """
+    varying = graph.varying()
+    found: list[AbstractNode] = []
+    for i, op in enumerate(graph.ops):
+        if varying[i]:
+            node = _node(graph, values, i, op, varying)
+            if node is not None:
+                found.append(node)
+    return found
+
+
+def _node(graph: Graph, values: list[Any], i: int, op: Op, varying: tuple[bool, ...]) -> AbstractNode | None:
+    name = op.target.partition(".")[0]
+    moving = [a.index for a in op.args if isinstance(a, Ref) and varying[a.index]]
+    if name in ("rms", "centred_rms"):
+        return RowNorm(i, op, values)
+    if name == "weighted_sum":
+        return WeightedSum(i, op, values, varying)
+    factors = op.args[1:3] if name in ("addmm", "baddbmm") else op.args[:2]
+    both = len(factors) == 2 and all(isinstance(a, Ref) and varying[a.index] for a in factors)
+    if name in ("bmm", "mm", "addmm", "baddbmm") and both:
+        return Bilinear(i, op, values)
+    if name == "gated":
+        return Gated(i, op, values)
+    if name == "mul" and len(moving) == 2:
+        return Product(i, op, values)
+    if name in _CURVES:
+        return Entrywise(i, op, values)
+    if name == "relu":
+        return Rectifier(i, op, values)
+    if name in _LINEAR or (name in ("mul", "div", "bmm", "mm", "addmm", "baddbmm") and not both):
+        if name == "div" and not (isinstance(op.args[0], Ref) and varying[op.args[0].index]):
+            raise _no_curvature(op)
+        return None
+    raise _no_curvature(op)
+
+
+_LINEAR = frozenset(
+    {
+        "input", "item", "add", "sub", "rsub", "neg", "mean", "sum", "convolution", "masked_fill", "where",
+        "constant_pad_nd", "_to_copy", "view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand",
+        "squeeze", "unsqueeze", "slice", "select", "cat", "stack", "unbind", "split", "clone", "alias", "detach",
+        "view_copy", "transpose_copy", "permute_copy", "expand_copy", "squeeze_copy", "unsqueeze_copy", "slice_copy",
+        "select_copy", "unbind_copy", "split_copy", "alias_copy", "t_copy", "flip", "roll", "lift_fresh_copy",
+        "split_with_sizes", "split_with_sizes_copy", "index_select", "select_scatter", "slice_scatter", "copy",
+    }
+)  # fmt: skip
+
+
+def _no_curvature(op: Op) -> UnsupportedOperatorError:
+    where = f" at {op.where}" if op.where else ""
+    return UnsupportedOperatorError(
+        f"operator={op.target}{where} has a value and a Jacobian, but no bound on how it bends over a ball"
+    )
+
+
+def _diagonal(bound: Tensor) -> Coupling:
+    entries = torch.arange(len(bound))
+    return Coupling(entries, entries, bound * _ROOM)
+
+
+@final
+class RowNorm(AbstractNode):
+    """RMSNorm, or a layer norm without gain, over one dimension (Theorem N5)."""
+
+    def __init__(self, index: int, op: Op, values: list[Any]) -> None:
+        x, eps, dim = op.args
+        self.index, self.groups, self.name, self.where = index, (x.index,), op.target, op.where
+        centre = values[x.index]
+        inverse = _RowNorm.inverse_root(op.target, centre, eps, dim)
+        self.root = inverse.reciprocal().lower().flatten().clamp_min(0)
+        self.width = centre.shape[dim]
+        rows = torch.arange(self.root.numel()).reshape(inverse.shape)
+        self._rows = rows.expand(centre.shape).flatten()
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """One block a row."""
+        return (self._rows,)
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """One block a row."""
+        return self._rows
+
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Theorem N5."""
+        (move,), (bend,) = a, b
+        d = float(self.width)
+        # Rounded down: the movement over the root of d, enlarged, is taken off.
+        least = (self.root - move / math.sqrt(d) * _ROOM) * (2 - _ROOM)
+        if not bool((least > 0).all()):
+            return None
+        root, second = self.root, c.RMS_SECOND / math.sqrt(d) * _ROOM
+        e = second * move / (root * least)
+        e2 = second * bend / root**2 + c.RMS_THIRD * move**2 / (2 * d * root**2 * least)
+        return Local((_diagonal(e),), (_diagonal(e2),), second * move**2 / (2 * root * least) * _ROOM)
+
+
+@final
+class Bilinear(AbstractNode):
+    """A product of two varying matrices, ``(*batch, i, k)`` by ``(*batch, k, j)``: rows times columns (Theorem A7).
+
+    In the form ``beta c + alpha a b`` too, of which the first part is linear.
+    """
+
+    def __init__(self, index: int, op: Op, values: list[Any]) -> None:
+        first, second = op.args[-2:]
+        self._scale = abs(float(op.kwargs.get("alpha", 1)))
+        self.index, self.groups, self.name, self.where = index, (first.index, second.index), "product", op.where
+        a, b = values[first.index], values[second.index]
+        (rows, inner), columns = a.shape[-2:], b.shape[-1]
+        batch = math.prod(a.shape[:-2])
+        self._left = torch.arange(batch * rows).reshape(batch, rows, 1).expand(batch, rows, inner).flatten()
+        self._right = torch.arange(batch * columns).reshape(batch, 1, columns).expand(batch, inner, columns).flatten()
+        self._count = batch * rows * columns
+        pair = torch.arange(self._count).reshape(batch, rows, columns)
+        self._row = torch.arange(batch * rows).reshape(batch, rows, 1).expand_as(pair).flatten()
+        self._column = torch.arange(batch * columns).reshape(batch, 1, columns).expand_as(pair).flatten()
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Rows of the first matrix, columns of the second."""
+        return self._left, self._right
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """Single entries."""
+        return torch.arange(self._count)
+
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Theorem A7: the derivative in a row is the other's column, and the other way round."""
+        out = torch.arange(self._count)
+
+        def couplings(left: Tensor, right: Tensor) -> tuple[Coupling, ...]:
+            return (
+                Coupling(out, self._row, self._scale * right[self._column] * _ROOM),
+                Coupling(out, self._column, self._scale * left[self._row] * _ROOM),
+            )
+
+        return Local(couplings(*a), couplings(*b), self._scale * a[0][self._row] * a[1][self._column] * _ROOM)
+
+
+@final
+class WeightedSum(AbstractNode):
+    """Softmax-weighted values, with centred scores (Theorem A5). Groups: scores, values."""
+
+    def __init__(self, index: int, op: Op, values: list[Any], varying: tuple[bool, ...]) -> None:
+        scores, held = op.args
+        self.index, self.groups, self.name, self.where = index, (scores.index, held.index), "softmax", op.where
+        if not varying[held.index]:
+            raise UnsupportedOperatorError(
+                f"softmax at {op.where} weighs fixed values, for which there is no bound yet"
+            )
+        s, v = values[scores.index], values[held.index]
+        p = _WeightedSum.weights(s, op.kwargs["safe"])
+        keys, width = v.shape[-2:]
+        batch = math.prod(v.shape[:-2])
+        rows = p.mid.numel() // (batch * keys)
+        self._p = p.reshape(batch * rows, keys)
+        self.p = self._p.upper().clamp_min(0)
+        o = values[index].reshape(batch, rows, 1, width)
+        gap = v.reshape(batch, 1, keys, width) - o
+        size = gap.magnitude()
+        self.w = ((size * size).sum(-1).sqrt() * _ROOM).reshape(batch * rows, keys)
+        self._rows, self._keys, self._width = batch * rows, keys, width
+        pair = torch.arange(batch * rows * keys)
+        self._query = pair // keys
+        self._value = (pair // (rows * keys)) * keys + pair % keys
+        self._present = (s.mid != -math.inf).reshape(batch * rows, keys)
+
+    def centring(self, group: int) -> Ball | None:
+        """Scores are taken less their mean under the centre's weights; softmax does not see the difference."""
+        return self._p if group == 0 else None
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Single scores; rows of values."""
+        values = torch.arange(int(self._value.max()) + 1).repeat_interleave(self._width)
+        return torch.arange(self._rows * self._keys), values
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """One block a query."""
+        return torch.arange(self._rows).repeat_interleave(self._width)
+
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Theorem A5, with eta left out (it would need the node's own row of tangents)."""
+        shape = (self._rows, self._keys)
+        move, bend = (torch.where(self._present, x.reshape(shape), 0.0) for x in (a[0], b[0]))
+        nu, beta = (x[self._value].reshape(shape) for x in (a[1], b[1]))
+        if not float(move.max()) < 5.0:  # choice: beyond, the bounds are far from useful
+            return None
+        p, w = self.p, self.w
+        above = (Ball.exact(move).exp() - 1.0).upper().clamp_min(0)
+        bent = (Ball.exact(move).exp() - 1.0 - Ball.exact(move)).upper().clamp_min(0)
+        total = (p * bent).sum(-1, keepdim=True) * _ROOM
+        lift = (Ball.exact(total) + 1.0).log().upper().clamp_min(0)
+        below = (1.0 + -(-(Ball.exact(move) + Ball.exact(lift.expand(shape)))).exp()).upper().clamp_min(0)
+        delta = p * torch.maximum(above, below) * _ROOM
+        delta2 = p * torch.maximum(bent, lift) * _ROOM
+
+        def over(x: Tensor) -> Tensor:
+            return x.sum(-1, keepdim=True) * _ROOM
+
+        bent_out = over(delta * nu + (delta2 + p * bend) * w + p * beta)
+        out = over((p + delta) * nu + delta * w)
+        on_scores = delta * w + (p + delta) * (nu + out)
+        on_scores2 = (delta2 + p * bend) * w + p * (beta + bent_out) + delta * (nu + out)
+        on_values2 = delta2 + p * bend
+        keep = self._present
+
+        def coupling(bound: Tensor, into: Tensor) -> Coupling:
+            return Coupling(self._query, into, torch.where(keep, bound, 0.0).flatten() * _ROOM)
+
+        scores = torch.arange(self._rows * self._keys)
+        return Local(
+            (coupling(on_scores, scores), coupling(delta, self._value)),
+            (coupling(on_scores2, scores), coupling(on_values2, self._value)),
+            over(delta * nu + delta2 * w).flatten(),
+        )
+
+
+@final
+class Product(AbstractNode):
+    """g u, entry by entry, both varying: the bilinear form of one entry (Theorem A7)."""
+
+    def __init__(self, index: int, op: Op, values: list[Any]) -> None:
+        first, second = op.args
+        self.index, self.groups, self.name, self.where = index, (first.index, second.index), "product", op.where
+        if not values[first.index].shape == values[second.index].shape:
+            raise UnsupportedOperatorError(f"product at {op.where} broadcasts one varying tensor over another")
+        self._entries = torch.arange(values[index].mid.numel())
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Single entries."""
+        return self._entries, self._entries
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """Single entries."""
+        return self._entries
+
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """The derivative in one factor is the other."""
+        return Local((_diagonal(a[1]), _diagonal(a[0])), (_diagonal(b[1]), _diagonal(b[0])), a[0] * a[1] * _ROOM)
+
+
+def _function(name: str) -> Function:
+    return GELU_TANH if name == "gelu_tanh" else FUNCTIONS[name]
+
+
+@final
+class Gated(AbstractNode):
+    """f(g) u, entry by entry (Theorems C10, C11)."""
+
+    def __init__(self, index: int, op: Op, values: list[Any]) -> None:
+        g, u = op.args
+        self.index, self.groups, self.name, self.where = index, (g.index, u.index), "gate", op.where
+        form = op.kwargs["function"]
+        held = _function(form)
+        assert held.curve is not None
+        centre = values[g.index].reshape(-1)
+        self.d1, self.d2 = centre.map(held.slope).magnitude(), centre.map(held.curve).magnitude()
+        self.u = values[u.index].reshape(-1).magnitude()
+        self.bounds = _CURVES[form]
+        self._entries = torch.arange(self.u.numel())
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Single entries."""
+        return self._entries, self._entries
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """Single entries."""
+        return self._entries
+
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Theorem C10 (SwiGLU) and C11 (gates), with the function's own constants."""
+        (a_g, a_u), (b_g, b_u), (top, second, third) = a, b, self.bounds
+        d1, d2, u = self.d1, self.d2, self.u
+        curve = (d2 + third * a_g).clamp_max(second) * _ROOM
+        steep = (d1 + curve * a_g).clamp_max(top) * _ROOM
+        e_g = steep * a_u + curve * u * a_g
+        e_u = torch.minimum(d1 * a_g + curve * a_g**2 / 2, steep * a_g)
+        e2_g = d1 * b_u + curve * a_g * a_u + u * (third / 2 * a_g**2 + d2 * b_g)
+        e2_u = curve * a_g**2 / 2 + d1 * b_g
+        rho = (e_g * a_g + e_u * a_u) / 2 * _ROOM
+        return Local((_diagonal(e_g), _diagonal(e_u)), (_diagonal(e2_g), _diagonal(e2_u)), rho)
+
+
+@final
+class Entrywise(AbstractNode):
+    """f(x), entry by entry, for f with three bounded derivatives."""
+
+    def __init__(self, index: int, op: Op, values: list[Any]) -> None:
+        (x, *more), form = op.args, op.target.partition(".")[0]
+        if form == "gelu" and "tanh" in (op.kwargs.get("approximate"), *more):
+            form = "gelu_tanh"
+        self.index, self.groups, self.name, self.where = index, (x.index,), form, op.where
+        held = _function(form)
+        assert held.curve is not None
+        self.d2 = values[x.index].reshape(-1).map(held.curve).magnitude()
+        self.bounds = _CURVES[form]
+        self._entries = torch.arange(self.d2.numel())
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Single entries."""
+        return (self._entries,)
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """Single entries."""
+        return self._entries
+
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Mean values: |f'(x + t) - f'(x)| is at most min(|f''| + sup |f'''| a, sup |f''|) a."""
+        (move,), (bend,), (_, second, third) = a, b, self.bounds
+        curve = (self.d2 + third * move).clamp_max(second) * _ROOM
+        e2 = self.d2 * bend + third * move**2 / 2
+        return Local((_diagonal(curve * move),), (_diagonal(e2),), curve * move**2 / 2 * _ROOM)
+
+
+@final
+class Rectifier(AbstractNode):
+    """max(x, 0), entry by entry: it does not bend, but for entries that may reach the kink (Theorem C8)."""
+
+    def __init__(self, index: int, op: Op, values: list[Any]) -> None:
+        (x,) = op.args
+        self.index, self.groups, self.name, self.where = index, (x.index,), "relu", op.where
+        centre = values[x.index].reshape(-1)
+        # Distance of the whole ball from 0.
+        self.gap = torch.maximum(centre.lower(), -centre.upper()).clamp_min(0)
+        self._entries = torch.arange(self.gap.numel())
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Single entries."""
+        return (self._entries,)
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """Single entries."""
+        return self._entries
+
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Where the kink is out of reach nothing changes; elsewhere the slope by 1, and the value by the movement."""
+        (move,) = a
+        reached = (move * _ROOM >= self.gap).double()
+        return Local((_diagonal(reached),), (_diagonal(reached),), reached * move * _ROOM)
