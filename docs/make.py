@@ -121,6 +121,7 @@ def main() -> None:
         paste(DOCS / "spectrum.md", "s3-spectrum", said.replace(folder, "out/spectrum"))
         for name in ("stability", "numerical-range", "growth"):
             (FIGURES / f"s3-{name}.png").write_bytes((Path(folder) / f"{name}.png").read_bytes())
+    paste(DOCS / "certify.md", "s3-bound", run("certify", "s3", "--inputs", "4", "--level", "bound"))
     compare_residuals(documents).savefig(FIGURES / "residuals.png", dpi=110)
     (DOCS / "models.md").write_text(models_page())
     if "--bench" in sys.argv[1:]:

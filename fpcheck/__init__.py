@@ -7,6 +7,7 @@ from fpcheck import blocks, spectral, tasks
 from fpcheck._version import __version__ as __version__
 from fpcheck.assess import assess
 from fpcheck.blocks import load, shipped_models
+from fpcheck.certify import Certificate, Verdict, certify, enclose
 from fpcheck.errors import (
     BatchCouplingError,
     BlockError,
@@ -22,6 +23,7 @@ from fpcheck.errors import (
     OutputError,
     TargetError,
     ToleranceError,
+    UnsupportedOperatorError,
 )
 from fpcheck.loop import Loop
 from fpcheck.solve import Anderson, Damped, OfficialFPOPT, Picard, Solution, fixed_point
@@ -55,6 +57,7 @@ __all__ = [
     "BlockError",
     "BlockOutputError",
     "Blocks",
+    "Certificate",
     "CheckpointError",
     "ConfigError",
     "ConvergenceError",
@@ -83,9 +86,13 @@ __all__ = [
     "Target",
     "TargetError",
     "ToleranceError",
+    "UnsupportedOperatorError",
+    "Verdict",
     "assess",
     "blocks",
+    "certify",
     "diagnose",
+    "enclose",
     "fixed_point",
     "jacobian",
     "load",

@@ -30,6 +30,7 @@ ORDER = [
     "settle",
     "assess",
     "survey",
+    "bounds",
     "report",
     "cli",
 ]
@@ -78,6 +79,11 @@ def test_importing_fpcheck_loads_no_command_line_and_no_plotting():
 
 
 PUBLIC = {
+    "Certificate",
+    "UnsupportedOperatorError",
+    "Verdict",
+    "certify",
+    "enclose",
     "Anderson",
     "Auto",
     "BatchCouplingError",

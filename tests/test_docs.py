@@ -9,7 +9,8 @@ import torch
 
 from fpcheck.assess import Row, assess
 from fpcheck.blocks import load, shipped_models
-from fpcheck.report.document import document, survey_document
+from fpcheck.bounds import BoundRow, bound
+from fpcheck.report.document import bounds_document, document, survey_document
 from fpcheck.survey import SurveyRow, survey
 from fpcheck.target import Data, find_target
 
@@ -50,6 +51,7 @@ def test_the_json_pages_name_every_field_and_no_other():
     for page, held, kind in (
         ("json.md", document(assess(found)), Row),
         ("spectrum-json.md", survey_document(survey(found)), SurveyRow),
+        ("bounds-json.md", bounds_document(bound(found)), BoundRow),
     ):
         assert named_fields(page) == set(held) | set(held["rows"][0]), page
         assert {f.name for f in dataclasses.fields(kind)} <= set(held["rows"][0])

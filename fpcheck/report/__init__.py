@@ -1,6 +1,6 @@
 """What a person sees: tables, figures, JSON."""
 
-from fpcheck.report.document import document, survey_document
+from fpcheck.report.document import bounds_document, document, survey_document
 from fpcheck.report.figures import (
     eigenvalue_figure,
     growth_figure,
@@ -9,9 +9,12 @@ from fpcheck.report.figures import (
     stability_figure,
 )
 from fpcheck.report.files import open_folder, write_report
-from fpcheck.report.table import summary, survey_summary, survey_table, table
+from fpcheck.report.table import bounds_summary, bounds_table, summary, survey_summary, survey_table, table
 
 __all__ = [
+    "bounds_document",
+    "bounds_summary",
+    "bounds_table",
     "document",
     "eigenvalue_figure",
     "growth_figure",

@@ -11,12 +11,14 @@ import torch
 
 from fpcheck._version import __version__
 from fpcheck.assess import Assessment, Row
+from fpcheck.bounds import BoundRow, Bounds
 from fpcheck.survey import Survey, SurveyRow
 
-__all__ = ["SCHEMA", "SPECTRUM_SCHEMA", "VERSION", "document", "survey_document"]
+__all__ = ["BOUNDS_SCHEMA", "SCHEMA", "SPECTRUM_SCHEMA", "VERSION", "bounds_document", "document", "survey_document"]
 
 SCHEMA = "fpcheck.assessment"
 SPECTRUM_SCHEMA = "fpcheck.spectrum"
+BOUNDS_SCHEMA = "fpcheck.bounds"
 VERSION = 1
 
 
@@ -96,3 +98,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def bounds_document(result: Bounds) -> dict[str, Any]:
+    """What was proved, in the same manner."""
+    return {
+        "schema": BOUNDS_SCHEMA,
+        "version": VERSION,
+        "level": result.level,
+        "target": result.target,
+        "source": result.source,
+        "fpcheck": __version__,
+        "torch": torch.__version__,
+        "passed": result.passed,
+        "rows": [{f.name: _plain(getattr(row, f.name)) for f in fields(BoundRow)} for row in result.rows],
+    }

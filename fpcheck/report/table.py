@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from math import isfinite
 
 from rich.table import Table
 
 from fpcheck.assess import Assessment, Row
+from fpcheck.bounds import BoundRow, Bounds
+from fpcheck.certify import Verdict
 from fpcheck.status import Status
 from fpcheck.survey import Survey, SurveyRow
 
-__all__ = ["summary", "survey_summary", "survey_table", "table"]
+__all__ = ["bounds_summary", "bounds_table", "summary", "survey_summary", "survey_table", "table"]
 
 
 def table(result: Assessment) -> Table:
@@ -140,4 +142,58 @@ def survey_summary(result: Survey) -> str:
             f"{len(away)} of {len(result.rows)} states are not fixed points (largest relative residual {largest:.1e}): "
             "their figures describe one step there, not the long run."
         )
+    return "\n".join(lines)
+
+
+def bounds_table(result: Bounds) -> Table:
+    """What was proved, one row per input."""
+    out = Table(
+        title=f"{result.target}: level BOUND (proved for the exact map of the stored numbers, rounding included)",
+        title_justify="left",
+        caption="rate: per loop step near the fixed point; r: radius of the certified ball in its metric; rel. r, "
+        "error: Euclidean, over the state's norm; enters: relative residual at which the trajectory is in the ball; "
+        "stable: "
+        "share of answers proved at the fixed point / from residual 1e-3 on",
+        caption_justify="left",
+        padding=(0, 1, 0, 0),
+        box=None,
+    )
+    for name in ("input", "verdict", "rate", "r", "rel. r", "error", "enters", "stable", "limited by", "seconds"):
+        left = name in ("verdict", "limited by")
+        out.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for row in result.rows:
+        out.add_row(*_bound_cells(row), style=None if row.verdict is Verdict.PROVED_ATTRACTING else "red")
+    return out
+
+
+def _bound_cells(row: BoundRow) -> tuple[str, ...]:
+    def up(value: float | None, digits: int) -> str:
+        """A bound from above is printed rounded up."""
+        if value is None:
+            return "-"
+        return f"{Decimal(value).quantize(Decimal(10) ** -digits, ROUND_CEILING)}"
+
+    def rough(value: float | None, rounding: str) -> str:
+        """Two figures, rounded to the side on which what is printed still holds."""
+        return "-" if value is None else f"{Context(prec=2, rounding=rounding).create_decimal(value):.1e}"
+
+    shares = [s for s in (row.stable, row.stable_when_halting) if s is not None]
+    return (
+        str(row.index), row.verdict.value, up(row.rate, 4), rough(row.radius, ROUND_FLOOR),
+        rough(row.relative_radius, ROUND_FLOOR), rough(row.relative_error, ROUND_CEILING),
+        rough(row.entry_residual, ROUND_FLOOR), " / ".join(f"{s:.0%}" for s in shares) or "-",
+        row.limits or "-", f"{row.seconds:.0f}",
+    )  # fmt: skip
+
+
+def bounds_summary(result: Bounds) -> str:
+    """A few lines: on how many inputs a proof was found, and what failed elsewhere."""
+    rows = result.rows
+    proved = [row for row in rows if row.verdict is Verdict.PROVED_ATTRACTING]
+    exist = [row for row in rows if row.verdict is Verdict.PROVED_EXISTS]
+    lines = [f"PROVED ATTRACTING on {len(proved)} of {len(rows)} inputs: {Verdict.PROVED_ATTRACTING.text}."]
+    if exist:
+        lines.append(f"PROVED TO EXIST on {len(exist)} more: {Verdict.PROVED_EXISTS.text}.")
+    reasons = Counter(row.reason for row in rows if row.verdict is not Verdict.PROVED_ATTRACTING)
+    lines += [f"Not proved on {count} input(s): {reason}." for reason, count in reasons.most_common()]
     return "\n".join(lines)
