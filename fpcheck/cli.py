@@ -12,7 +12,7 @@ from dataclasses import asdict
 from enum import Enum
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -29,9 +29,9 @@ from rich.progress import (
 
 from fpcheck import train as training
 from fpcheck._version import __version__
-from fpcheck.assess import assess
+from fpcheck.assess import Assessment, assess
 from fpcheck.blocks import save_model
-from fpcheck.bounds import bound
+from fpcheck.bounds import Bounds, bound
 from fpcheck.errors import FpcheckError, InputError
 from fpcheck.report import (
     bounds_document,
@@ -46,8 +46,8 @@ from fpcheck.report import (
     table,
     write_report,
 )
-from fpcheck.survey import METHODS, survey
-from fpcheck.target import Data, Target, find_target
+from fpcheck.survey import METHODS, Survey, survey
+from fpcheck.target import Data, find_target
 
 __all__ = ["main"]
 
@@ -138,20 +138,13 @@ def certify(
     if out is not None:
         open_folder(out)
     found = find_target(target, Data(inputs, seed, config, data, _shape(state_shape)))
-    if level is Level.bound:
-        raise typer.Exit(_prove_each(found, max_steps, json=json, out=out))
+    result: Assessment | Bounds
     with _progress(_console(error=True)) as bar:
-        result = assess(found, rtol=rtol, max_steps=max_steps, dtype=_dtype(dtype), progress=_teller(bar))
-    console = _console()
-    if json:
-        typer.echo(dumps(document(result), indent=1, allow_nan=False))
-    else:
-        console.print(table(result))
-        console.print(summary(result), soft_wrap=True)
-    if out is not None:
-        written = write_report(result, out)
-        _console(error=json).print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True)
-    raise typer.Exit(0 if result.passed else 1)
+        if level is Level.bound:
+            result = bound(found, max_steps=max_steps, progress=_teller(bar))
+        else:
+            result = assess(found, rtol=rtol, max_steps=max_steps, dtype=_dtype(dtype), progress=_teller(bar))
+    _finish(result, json=json, out=out)
 
 
 @app.command()
@@ -186,33 +179,30 @@ def spectrum(
             found, method=METHODS[method.value], starts=starts, max_steps=max_steps, dtype=_dtype(dtype), seed=seed,
             progress=_teller(bar),
         )  # fmt: skip
+    _finish(result, json=json, out=out)
+
+
+def _finish(result: Assessment | Survey | Bounds, *, json: bool, out: Path | None) -> NoReturn:
+    """Show a result, write its files, and end with the exit code that it stands for."""
+    held, shown, summed_up = _FORMS[type(result)]
     console = _console()
     if json:
-        typer.echo(dumps(survey_document(result), indent=1, allow_nan=False))
+        typer.echo(dumps(held(result), indent=1, allow_nan=False))
     else:
-        console.print(survey_table(result))
-        console.print(survey_summary(result), soft_wrap=True)
+        console.print(shown(result))
+        console.print(summed_up(result), soft_wrap=True)
     if out is not None:
         written = write_report(result, out)
         _console(error=json).print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True)
     raise typer.Exit(0 if result.passed else 1)
 
 
-def _prove_each(target: Target, max_steps: int, *, json: bool, out: Path | None) -> int:
-    with _progress(_console(error=True)) as bar:
-        result = bound(target, max_steps=max_steps, progress=_teller(bar))
-    console = _console()
-    held = dumps(bounds_document(result), indent=1, allow_nan=False)
-    if json:
-        typer.echo(held)
-    else:
-        console.print(bounds_table(result))
-        console.print(bounds_summary(result), soft_wrap=True)
-    if out is not None:
-        path = out / "bounds.json"
-        path.write_text(held, encoding="utf-8")
-        _console(error=json).print(f"Written: {path}", soft_wrap=True)
-    return 0 if result.passed else 1
+# Document, table and summary of each kind of result.
+_FORMS: dict[type, tuple[Callable[..., Any], Callable[..., Any], Callable[..., str]]] = {
+    Assessment: (document, table, summary),
+    Survey: (survey_document, survey_table, survey_summary),
+    Bounds: (bounds_document, bounds_table, bounds_summary),
+}
 
 
 def _dtype(precision: Precision) -> torch.dtype | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -98,7 +99,7 @@ def _print(console: Console, reports: list[Report], *, steps: bool) -> None:
             _print_steps(console, report)
     for report in reports:
         for failure in report.failures():
-            console.print(f"[red]{report.id}[/red]: {_escaped(failure)}", soft_wrap=True)
+            console.print(f"[red]{report.id}[/red]: {escape(failure)}", soft_wrap=True)
     good = sum(r.passed for r in reports)
     total = sum(len(r.steps) for r in reports)
     cited = sum(len(r.not_checked) for r in reports)
@@ -113,14 +114,14 @@ def _print(console: Console, reports: list[Report], *, steps: bool) -> None:
 def _print_steps(console: Console, report: Report) -> None:
     for step in report.steps:
         colour = "green" if step.outcome == "proved" else "red"
-        console.print(f"  [{colour}]{step.outcome}[/{colour}] {_escaped(f'({step.label}) {step.text} [{step.how}]')}")
+        console.print(f"  [{colour}]{step.outcome}[/{colour}] {escape(f'({step.label}) {step.text} [{step.how}]')}")
     for text in report.not_checked:
-        console.print(f"  [yellow]cited[/yellow] {_escaped(text)}")
+        console.print(f"  [yellow]cited[/yellow] {escape(text)}")
     for constant in report.constants:
         console.print(f"  constant {constant.name} = {constant.value!r} ({constant.side})")
     for found in report.searches:
         console.print(
-            f"  searched {_escaped(found.claim)}: left/right up to {_floor(found.reached)} in {found.tried} points, "
+            f"  searched {escape(found.claim)}: left/right up to {_floor(found.reached)} in {found.tried} points, "
             f"1 % smaller: {'refuted' if found.twin_refuted else 'NOT refuted'}"
         )
 
@@ -128,10 +129,6 @@ def _print_steps(console: Console, report: Report) -> None:
 def _floor(ratio: float) -> str:
     """A ratio cut to six decimals, so that only equality shows as 1."""
     return f"{int(ratio * 1e6) / 1e6:.6f}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _place(reference: str) -> str:
@@ -164,7 +161,7 @@ def main(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="fpcheck prove", standalone_mode=False)
     except MalformedError as error:
-        Console(stderr=True, highlight=False).print(f"error: {_escaped(str(error))}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"error: {escape(str(error))}", soft_wrap=True)
         return 2
     except (typer.Abort, KeyboardInterrupt):
         return 130

@@ -183,18 +183,6 @@ class Ball:
         """Natural logarithm; infinite radius where an entry may be 0 or negative."""
         return self.map(arb.log)
 
-    def tanh(self) -> Ball:
-        """Hyperbolic tangent."""
-        return self.map(arb.tanh)
-
-    def erf(self) -> Ball:
-        """Error function."""
-        return self.map(arb.erf)
-
-    def sigmoid(self) -> Ball:
-        """Logistic function."""
-        return self.map(_sigmoid)
-
     def map(self, function: Callable[[arb], arb]) -> Ball:
         """A function of one real, entry by entry, in Arb's arithmetic.
 
@@ -236,7 +224,3 @@ def _ball(value: Ball | float) -> Ball:
 def _above(value: Tensor, size: Tensor) -> Tensor:
     """An upper bound on a sum of two numbers, computed as ``value``, whose moduli add up to ``size``."""
     return value + inflate(2 * U * size + TINY, 3)
-
-
-def _sigmoid(x: arb) -> arb:
-    return 1 / (1 + (-x).exp())

@@ -107,7 +107,8 @@ class Certificate:
         """By token: whether the loop's answer is proved never to change from this state on (Theorem H5)."""
         if self.decisions is None:
             raise ValueError("decisions=None; pass readout= to certify")
-        if not self.holds(state):
+        distance = self.distance(state)
+        if self.verdict is not Verdict.PROVED_ATTRACTING or not distance <= self.radius:
             return torch.zeros_like(self.decisions.radius, dtype=torch.bool)
-        ahead = up(self.distance(state) + self.error_bound)
+        ahead = up(distance + self.error_bound)
         return self.decisions.radius > up(ahead + self.error_bound)

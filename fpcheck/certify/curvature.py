@@ -23,14 +23,11 @@ from fpcheck.certify.balls import Ball
 from fpcheck.certify.enclosure import Enclosure, push
 from fpcheck.certify.metric import Metric
 from fpcheck.certify.nodes import AbstractNode, Coupling, nodes_of
-from fpcheck.certify.norms import frobenius_bound, norm_bound
-from fpcheck.certify.rounding import inflate, up
+from fpcheck.certify.norms import frobenius_bound, norm_bound, row_norm_bounds
+from fpcheck.certify.rounding import ROOM, inflate, up
 from fpcheck.certify.tangents import Tangents
 
 __all__ = ["Curvature", "Geometry", "Linearisation", "Matrix", "curvature", "geometry", "linearise"]
-
-# Relative room for the roundings of sums and products of non-negative numbers in this module, 2^22 of them.
-_ROOM = 1 + 2.0**-30
 
 
 @final
@@ -144,7 +141,7 @@ def _in_metric(U: Matrix, metric: Metric) -> Matrix:
     """U L^-1, as U X: what X lacks of the inverse counts as error (Theorem R2)."""
     product = Ball.exact(U.mid) @ Ball.exact(metric.inverse)
     size = frobenius_bound(product)
-    lacking = up(size * metric.defect) / (1 - metric.defect) * _ROOM
+    lacking = up(size * metric.defect) / (1 - metric.defect) * ROOM
     error = up(up(U.error * metric.inverse_norm) + up(_spread(product) + lacking))
     return Matrix(product.mid, error)
 
@@ -172,18 +169,16 @@ def _pool(squares: Tensor, blocks: Tensor, dim: int) -> Tensor:
 def _block_norms(M: Matrix, rows: Tensor, columns: Tensor) -> Tensor:
     """Bounds on the Frobenius norms of all blocks."""
     squares = _pool(_pool(M.mid * M.mid, rows, 0), columns, 1)
-    return inflate(squares, M.mid.numel()).sqrt() * _ROOM + M.error
+    return inflate(squares, M.mid.numel()).sqrt() * ROOM + M.error
 
 
 def _row_block_norms(M: Matrix, rows: Tensor) -> Tensor:
     """Bounds on the 2-norms of the blocks of rows."""
     count = int(rows.max()) + 1
     if count == len(rows):
-        return inflate((M.mid * M.mid).sum(1), M.mid.shape[1] + 1).sqrt() * _ROOM + M.error
+        return row_norm_bounds(Ball.exact(M.mid)) * ROOM + M.error
     order = torch.argsort(rows, stable=True).reshape(count, -1)
-    return (
-        torch.tensor([norm_bound(Ball.exact(M.mid[index])) for index in order], dtype=torch.float64) * _ROOM + M.error
-    )
+    return torch.tensor([norm_bound(Ball.exact(M.mid[index])) for index in order], dtype=torch.float64) * ROOM + M.error
 
 
 @final
@@ -210,7 +205,7 @@ def curvature(shape: Geometry, Z1: float, radius: float, *, proved: bool = True)
     shares = []
     for own_index, node in enumerate(shape.nodes):
         b = tuple(_bend(shape.C[own_index][g], rho, node.blocks[g]) for g in range(len(node.groups)))
-        a = tuple((radius * h + bend) * _ROOM for h, bend in zip(shape.h[own_index], b, strict=True))
+        a = tuple((radius * h + bend) * ROOM for h, bend in zip(shape.h[own_index], b, strict=True))
         local = node.local(a, b)
         if local is None:
             return Curvature(radius, math.inf, ())
@@ -223,19 +218,19 @@ def curvature(shape: Geometry, Z1: float, radius: float, *, proved: bool = True)
             for k, blocks in shape.C[own_index][g].items():
                 for (earlier, _), earlier_size in zip(weights[k], N[k], strict=True):
                     squares = in_sum @ (blocks * blocks) @ earlier
-                    size += float(squares.sqrt()) * earlier_size * _ROOM
-            own.append(size * _ROOM)
-            share += _weighted(shape.G[own_index], None, out_sum.sqrt()[node.out_blocks], proved) * own[-1] * _ROOM
+                    size += float(squares.sqrt()) * earlier_size * ROOM
+            own.append(size * ROOM)
+            share += _weighted(shape.G[own_index], None, out_sum.sqrt()[node.out_blocks], proved) * own[-1] * ROOM
         N.append(own)
         shares.append(share)
-    return Curvature(radius, (Z1 + sum(shares)) * _ROOM, tuple(shares))
+    return Curvature(radius, (Z1 + sum(shares)) * ROOM, tuple(shares))
 
 
 def _bend(C: dict[int, Tensor], rho: list[Tensor], blocks: Tensor) -> Tensor:
     total = torch.zeros(int(blocks.max()) + 1, dtype=torch.float64)
     for k, bounds in C.items():
         total = total + bounds @ rho[k]
-    return total * _ROOM
+    return total * ROOM
 
 
 def _schur(coupling: Coupling, h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,12 +239,12 @@ def _schur(coupling: Coupling, h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     theta = (h[coupling.into] + tiny) / (g[coupling.out] + tiny)
     out_sum = torch.zeros(len(g), dtype=torch.float64).index_add_(0, coupling.out, theta * coupling.bound)
     in_sum = torch.zeros(len(h), dtype=torch.float64).index_add_(0, coupling.into, coupling.bound / theta)
-    return out_sum * _ROOM, in_sum * _ROOM
+    return out_sum * ROOM, in_sum * ROOM
 
 
 def _weighted(M: Matrix, left: Tensor | None, right: Tensor | None, proved: bool) -> float:
-    left = None if left is None else left * _ROOM
-    right = None if right is None else right * _ROOM
+    left = None if left is None else left * ROOM
+    right = None if right is None else right * ROOM
     if proved:
         return M.weighted_norm(left, right)
     scaled = M.mid if left is None else M.mid * left.unsqueeze(-1)

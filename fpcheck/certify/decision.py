@@ -22,6 +22,7 @@ from fpcheck.certify.enclosure import evaluate, push
 from fpcheck.certify.fusion import fuse
 from fpcheck.certify.metric import Metric
 from fpcheck.certify.nodes import nodes_of
+from fpcheck.certify.norms import row_norm_bounds
 from fpcheck.certify.rounding import inflate, up
 from fpcheck.certify.tangents import Tangents
 from fpcheck.certify.trace import trace
@@ -81,8 +82,7 @@ def decisions(
     difference = jacobian[index, answer].unsqueeze(1) - jacobian
     # |v L^-1| <= |v X| + |v X| defect / (1 - defect); rounding of the difference and of the tangents on top.
     product = Ball.exact(difference) @ Ball.exact(metric.inverse)
-    size = product.magnitude()
-    length = inflate((size * size).sum(-1), n + 1).sqrt() * (1 + 2.0**-45)
+    length = row_norm_bounds(product)
     own = up(up(2 * rows.error) + up(2.0**-52 * float(inflate(difference.abs().sum(), difference.numel()))))
     length = inflate(length / (1 - metric.defect) * (1 + 2.0**-50) + up(own * metric.inverse_norm), 4)
     others = torch.ones_like(margin, dtype=torch.bool)

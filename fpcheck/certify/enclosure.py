@@ -54,13 +54,12 @@ class Enclosure:
     backward: Passed
 
 
-def enclose(loop: Loop, state: Tensor, *, dtype: torch.dtype | None = None) -> Enclosure:
+def enclose(loop: Loop, state: Tensor) -> Enclosure:
     """Enclose one loop step and its Jacobian at a state.
 
     Args:
         loop: A loop with a batch of one (``loop.sample(i)``).
         state: ``(1, *state)``; its floats are taken as real numbers.
-        dtype: What the block computes in, if not the state's own dtype.
 
     Raises:
         UnsupportedOperatorError: An operator without a rule, named with the line that calls it.
@@ -69,7 +68,11 @@ def enclose(loop: Loop, state: Tensor, *, dtype: torch.dtype | None = None) -> E
     Guarantee: bound, rounding included; at a kink (ReLU at 0) the Jacobian contains both sides' derivatives.
     Cost: n forward-mode and n reverse-mode products, in float64, and one step at 200 bits.
     """
-    graph = fuse(trace(loop, state if dtype is None else state.to(dtype)))
+    return enclose_graph(fuse(trace(loop, state)), state)
+
+
+def enclose_graph(graph: Graph, state: Tensor) -> Enclosure:
+    """The same for a step that is recorded already; see `enclose`."""
     values = evaluate(graph, state)
     out = values[graph.output]
     if not bool(out.mid.isfinite().all() and out.rad.isfinite().all()):
@@ -149,7 +152,7 @@ def push(graph: Graph, values: list[Any], seed: Tangents, *, at: int = 0) -> Pas
         elif i < at or not any(_moves(tangents[ref]) for ref in op.refs()):
             tangents.append(None)
         else:
-            tangents.append(_tangent(op, values, [_fresh(t) for t in tangents], values[i]))
+            tangents.append(_tangent(op, values, tangents, values[i]))
         _note(passed, tangents[i])
     if tangents[graph.output] is None:  # the step does not depend on the state
         out = values[graph.output]
@@ -274,7 +277,7 @@ def _value(op: Op, values: list[Any]) -> Any:
 
 
 def _tangent(op: Op, values: list[Any], tangents: list[Any], out: Any) -> Any:
-    args, moved = _resolve(op.args, values), _resolve(op.args, tangents)
+    args, moved = _resolve(op.args, values), _fresh(_resolve(op.args, tangents))
     name = op.target.partition(".")[0]
     if op.target == "item":
         return moved[0][args[1]]

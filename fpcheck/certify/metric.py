@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fpcheck.certify.balls import Ball
 from fpcheck.certify.norms import inverse_residual_bound, norm_bound
-from fpcheck.certify.rounding import up
+from fpcheck.certify.rounding import down, up
 
 __all__ = ["Metric", "dual_stein", "euclidean", "proved_metric", "stein"]
 
@@ -60,7 +60,7 @@ class Metric:
         Source: Theorem R2.
         """
         inside = norm_bound(Ball.exact(self.L) @ J @ Ball.exact(self.inverse))
-        return up(up(inside / _down(1 - self.defect)) + up(up(self.norm * error) * self.inverse_norm))
+        return up(up(inside / down(1 - self.defect)) + up(up(self.norm * error) * self.inverse_norm))
 
 
 def proved_metric(L: Tensor, inverse: Tensor) -> Metric | None:
@@ -71,7 +71,7 @@ def proved_metric(L: Tensor, inverse: Tensor) -> Metric | None:
     defect = inverse_residual_bound(exact, approximate)
     if not defect < 1:
         return None
-    inverse_norm = up(norm_bound(approximate) / _down(1 - defect))
+    inverse_norm = up(norm_bound(approximate) / down(1 - defect))
     return Metric(L, inverse, defect, norm_bound(exact), inverse_norm)
 
 
@@ -123,7 +123,3 @@ def _series(A: Tensor, source: Tensor) -> Tensor | None:
             return (grown + grown.mT) / 2
         total, A = grown, A @ A
     return None
-
-
-def _down(value: float) -> float:
-    return math.nextafter(value, -math.inf)

@@ -29,14 +29,13 @@ from torch import Tensor
 from fpcheck import constants as c
 from fpcheck.certify.balls import Ball
 from fpcheck.certify.functions import FUNCTIONS, GELU_TANH, Function
+from fpcheck.certify.norms import row_norm_bounds
 from fpcheck.certify.operators import _RowNorm, _WeightedSum
+from fpcheck.certify.rounding import ROOM
 from fpcheck.certify.trace import Graph, Op, Ref
 from fpcheck.errors import UnsupportedOperatorError
 
 __all__ = ["AbstractNode", "Coupling", "Local", "nodes_of"]
-
-# Relative room for the roundings of a chain of operations on non-negative numbers, 2^22 of them.
-_ROOM = 1 + 2.0**-30
 
 _CURVES = {
     "silu": (c.SILU_SLOPE_MAX, c.SILU_SECOND, c.SILU_THIRD),
@@ -165,7 +164,7 @@ def _no_curvature(op: Op) -> UnsupportedOperatorError:
 
 def _diagonal(bound: Tensor) -> Coupling:
     entries = torch.arange(len(bound))
-    return Coupling(entries, entries, bound * _ROOM)
+    return Coupling(entries, entries, bound * ROOM)
 
 
 @final
@@ -197,13 +196,13 @@ class RowNorm(AbstractNode):
         (move,), (bend,) = a, b
         d = float(self.width)
         # Rounded down: the movement over the root of d, enlarged, is taken off.
-        least = (self.root - move / math.sqrt(d) * _ROOM) * (2 - _ROOM)
+        least = (self.root - move / math.sqrt(d) * ROOM) * (2 - ROOM)
         if not bool((least > 0).all()):
             return None
-        root, second = self.root, c.RMS_SECOND / math.sqrt(d) * _ROOM
+        root, second = self.root, c.RMS_SECOND / math.sqrt(d) * ROOM
         e = second * move / (root * least)
         e2 = second * bend / root**2 + c.RMS_THIRD * move**2 / (2 * d * root**2 * least)
-        return Local((_diagonal(e),), (_diagonal(e2),), second * move**2 / (2 * root * least) * _ROOM)
+        return Local((_diagonal(e),), (_diagonal(e2),), second * move**2 / (2 * root * least) * ROOM)
 
 
 @final
@@ -243,11 +242,11 @@ class Bilinear(AbstractNode):
 
         def couplings(left: Tensor, right: Tensor) -> tuple[Coupling, ...]:
             return (
-                Coupling(out, self._row, self._scale * right[self._column] * _ROOM),
-                Coupling(out, self._column, self._scale * left[self._row] * _ROOM),
+                Coupling(out, self._row, self._scale * right[self._column] * ROOM),
+                Coupling(out, self._column, self._scale * left[self._row] * ROOM),
             )
 
-        return Local(couplings(*a), couplings(*b), self._scale * a[0][self._row] * a[1][self._column] * _ROOM)
+        return Local(couplings(*a), couplings(*b), self._scale * a[0][self._row] * a[1][self._column] * ROOM)
 
 
 @final
@@ -270,8 +269,7 @@ class WeightedSum(AbstractNode):
         self.p = self._p.upper().clamp_min(0)
         o = values[index].reshape(batch, rows, 1, width)
         gap = v.reshape(batch, 1, keys, width) - o
-        size = gap.magnitude()
-        self.w = ((size * size).sum(-1).sqrt() * _ROOM).reshape(batch * rows, keys)
+        self.w = row_norm_bounds(gap).reshape(batch * rows, keys)
         self._rows, self._keys, self._width = batch * rows, keys, width
         pair = torch.arange(batch * rows * keys)
         self._query = pair // keys
@@ -303,14 +301,14 @@ class WeightedSum(AbstractNode):
         p, w = self.p, self.w
         above = (Ball.exact(move).exp() - 1.0).upper().clamp_min(0)
         bent = (Ball.exact(move).exp() - 1.0 - Ball.exact(move)).upper().clamp_min(0)
-        total = (p * bent).sum(-1, keepdim=True) * _ROOM
+        total = (p * bent).sum(-1, keepdim=True) * ROOM
         lift = (Ball.exact(total) + 1.0).log().upper().clamp_min(0)
         below = (1.0 + -(-(Ball.exact(move) + Ball.exact(lift.expand(shape)))).exp()).upper().clamp_min(0)
-        delta = p * torch.maximum(above, below) * _ROOM
-        delta2 = p * torch.maximum(bent, lift) * _ROOM
+        delta = p * torch.maximum(above, below) * ROOM
+        delta2 = p * torch.maximum(bent, lift) * ROOM
 
         def over(x: Tensor) -> Tensor:
-            return x.sum(-1, keepdim=True) * _ROOM
+            return x.sum(-1, keepdim=True) * ROOM
 
         bent_out = over(delta * nu + (delta2 + p * bend) * w + p * beta)
         out = over((p + delta) * nu + delta * w)
@@ -320,7 +318,7 @@ class WeightedSum(AbstractNode):
         keep = self._present
 
         def coupling(bound: Tensor, into: Tensor) -> Coupling:
-            return Coupling(self._query, into, torch.where(keep, bound, 0.0).flatten() * _ROOM)
+            return Coupling(self._query, into, torch.where(keep, bound, 0.0).flatten() * ROOM)
 
         scores = torch.arange(self._rows * self._keys)
         return Local(
@@ -353,7 +351,7 @@ class Product(AbstractNode):
 
     def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
         """The derivative in one factor is the other."""
-        return Local((_diagonal(a[1]), _diagonal(a[0])), (_diagonal(b[1]), _diagonal(b[0])), a[0] * a[1] * _ROOM)
+        return Local((_diagonal(a[1]), _diagonal(a[0])), (_diagonal(b[1]), _diagonal(b[0])), a[0] * a[1] * ROOM)
 
 
 def _function(name: str) -> Function:
@@ -390,13 +388,13 @@ class Gated(AbstractNode):
         """Theorem C10 (SwiGLU) and C11 (gates), with the function's own constants."""
         (a_g, a_u), (b_g, b_u), (top, second, third) = a, b, self.bounds
         d1, d2, u = self.d1, self.d2, self.u
-        curve = (d2 + third * a_g).clamp_max(second) * _ROOM
-        steep = (d1 + curve * a_g).clamp_max(top) * _ROOM
+        curve = (d2 + third * a_g).clamp_max(second) * ROOM
+        steep = (d1 + curve * a_g).clamp_max(top) * ROOM
         e_g = steep * a_u + curve * u * a_g
         e_u = torch.minimum(d1 * a_g + curve * a_g**2 / 2, steep * a_g)
         e2_g = d1 * b_u + curve * a_g * a_u + u * (third / 2 * a_g**2 + d2 * b_g)
         e2_u = curve * a_g**2 / 2 + d1 * b_g
-        rho = (e_g * a_g + e_u * a_u) / 2 * _ROOM
+        rho = (e_g * a_g + e_u * a_u) / 2 * ROOM
         return Local((_diagonal(e_g), _diagonal(e_u)), (_diagonal(e2_g), _diagonal(e2_u)), rho)
 
 
@@ -428,9 +426,9 @@ class Entrywise(AbstractNode):
     def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
         """Mean values: |f'(x + t) - f'(x)| is at most min(|f''| + sup |f'''| a, sup |f''|) a."""
         (move,), (bend,), (_, second, third) = a, b, self.bounds
-        curve = (self.d2 + third * move).clamp_max(second) * _ROOM
+        curve = (self.d2 + third * move).clamp_max(second) * ROOM
         e2 = self.d2 * bend + third * move**2 / 2
-        return Local((_diagonal(curve * move),), (_diagonal(e2),), curve * move**2 / 2 * _ROOM)
+        return Local((_diagonal(curve * move),), (_diagonal(e2),), curve * move**2 / 2 * ROOM)
 
 
 @final
@@ -458,5 +456,5 @@ class Rectifier(AbstractNode):
     def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
         """Where the kink is out of reach nothing changes; elsewhere the slope by 1, and the value by the movement."""
         (move,) = a
-        reached = (move * _ROOM >= self.gap).double()
-        return Local((_diagonal(reached),), (_diagonal(reached),), reached * move * _ROOM)
+        reached = (move * ROOM >= self.gap).double()
+        return Local((_diagonal(reached),), (_diagonal(reached),), reached * move * ROOM)

@@ -2,7 +2,7 @@ r"""Proved upper bounds on the 2-norm of a matrix.
 
 A singular value that a library computes proves nothing. What proves :math:`|M|_2 \le k` is a factorisation: if
 :math:`k^2 I - M'M = R'R + E` with :math:`|E|_F \le \rho`, then :math:`x'M'Mx \le (k^2 + \rho) |x|^2`, whatever R is and
-however it was found. Here R comes from a Cholesky factorisation, and E is bounded entry by entry, rounding included
+however it was found. Here R comes from a Cholesky factorisation, and the norm of E is bounded with its rounding
 (Theorem R3).
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fpcheck.certify.balls import Ball
-from fpcheck.certify.rounding import TINY, U, gamma, inflate, up
+from fpcheck.certify.rounding import TINY, U, gamma, inflate, root_up, up
 
 __all__ = [
     "frobenius_bound",
@@ -39,7 +39,7 @@ def frobenius_bound(M: Ball) -> float:
     """
     size = M.magnitude()
     square = inflate((size * size).sum(), size.numel() + 1)
-    return _root_up(float(square))
+    return root_up(float(square))
 
 
 def row_norm_bounds(M: Ball) -> Tensor:
@@ -65,7 +65,7 @@ def quick_norm_bound(M: Ball) -> float:
     square = torch.minimum(
         inflate((size * size).sum((-2, -1)), M.shape[-1] * M.shape[-2] + 1), inflate(rows * columns, 1)
     )
-    return _root_up(float(square.max())) if square.numel() else 0.0
+    return root_up(float(square.max())) if square.numel() else 0.0
 
 
 def norm_bound(M: Ball, *, rough: bool = False) -> float:
@@ -85,11 +85,11 @@ def norm_bound(M: Ball, *, rough: bool = False) -> float:
     if not math.isfinite(crude) or crude == 0.0 or min(M.shape) == 1:
         return crude
     # A power of two brings the entries near 1, where squares neither overflow nor vanish. The product with it is exact
-    # but for entries that underflow, which the matrix of radii accounts for.
+    # but for entries that underflow; `lost` below accounts for these.
     exponent = math.frexp(float(M.mid.abs().max()))[1]
-    scale = math.ldexp(1.0, max(-exponent, -1000))  # choice: a normal number
+    scale = math.ldexp(1.0, min(max(-exponent, -1000), 1000))  # choice: a normal number
     point = M.mid * scale
-    spread = frobenius_bound(Ball(M.rad, torch.zeros_like(M.rad)))
+    spread = frobenius_bound(Ball.exact(M.rad))
     tall = point if M.shape[0] >= M.shape[1] else point.mT
     # |fl(M'M) - M'M|_F <= gamma_k |M|_F^2, and the entries that underflowed in scaling move M by TINY each.
     size = frobenius_bound(Ball.exact(point))
@@ -98,7 +98,7 @@ def norm_bound(M: Ball, *, rough: bool = False) -> float:
     proved = _gram_bound(tall.mT @ tall, error, rough=rough)
     if proved is None:
         return crude
-    return min(crude, _add_up(up(_root_up(proved) / scale), spread))
+    return min(crude, up(up(root_up(proved) / scale) + spread))
 
 
 def gram_bound(A: Ball) -> float:
@@ -131,11 +131,11 @@ def _gram_bound(A: Tensor, error: float, *, rough: bool) -> float | None:
         # The residual shifted - R'R, and what its two products and sums lost.
         factor = frobenius_bound(Ball.exact(R))
         residual = frobenius_bound(Ball.exact(shifted - R.mT @ R))
-        sums = gamma(2 + 1) * up(frobenius_bound(Ball.exact(shifted)) + residual)
+        sums = gamma(3) * up(frobenius_bound(Ball.exact(shifted)) + residual)
         lost = up(up(gamma(n) * up(factor * factor)) + up(sums))
         rho = up(up(residual + lost) + up(error + TINY * n * n))
         if math.isfinite(rho):
-            return _add_up(level, rho)
+            return up(level + rho)
     return None
 
 
@@ -156,15 +156,3 @@ def inverse_residual_bound(L: Ball, X: Ball) -> float:
     Source: Theorem R2.
     """
     return frobenius_bound(Ball.exact(torch.eye(L.shape[0], dtype=torch.float64)) - L @ X)
-
-
-def _root_up(value: float) -> float:
-    """An upper bound on the root: the machine's root, raised until its square is provably above."""
-    root = math.sqrt(value)
-    while root * root < value * (1 + 2.0**-51):
-        root = math.nextafter(root * (1 + 2.0**-52), math.inf)
-    return root
-
-
-def _add_up(a: float, b: float) -> float:
-    return up(a + b)

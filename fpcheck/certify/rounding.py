@@ -15,12 +15,14 @@ import math
 
 from torch import Tensor
 
-__all__ = ["TINY", "U", "gamma", "inflate", "up"]
+__all__ = ["ROOM", "TINY", "U", "down", "gamma", "inflate", "root_up", "up"]
 
 U = 2.0**-53
 """Unit roundoff of float64."""
 TINY = 2.0**-1021
 """Above any error of an operation whose result underflows, flushed to zero or not."""
+ROOM = 1 + 2.0**-30
+"""Makes up for the roundings of a chain of sums, products and roots of non-negative numbers, 2^22 of them."""
 
 
 def gamma(k: int) -> float:
@@ -55,3 +57,16 @@ def inflate(value: Tensor, roundings: int) -> Tensor:
 def up(value: float) -> float:
     """The next float64 above, so that one correctly rounded operation becomes an upper bound."""
     return math.nextafter(value, math.inf)
+
+
+def down(value: float) -> float:
+    """The next float64 below, so that one correctly rounded operation becomes a lower bound."""
+    return math.nextafter(value, -math.inf)
+
+
+def root_up(value: float) -> float:
+    """An upper bound on the root: the machine's root, raised until its square is provably above."""
+    root = math.sqrt(value)
+    while root * root < value * (1 + 2.0**-51):
+        root = up(root * (1 + 2.0**-52))
+    return root

@@ -21,12 +21,12 @@ from fpcheck.certify.balls import Ball
 from fpcheck.certify.certificate import Certificate, Verdict
 from fpcheck.certify.curvature import Curvature, Geometry, Linearisation, curvature, geometry, linearise
 from fpcheck.certify.decision import decisions
-from fpcheck.certify.enclosure import Enclosure, enclose, evaluate
+from fpcheck.certify.enclosure import Enclosure, enclose_graph, evaluate
 from fpcheck.certify.fusion import fuse
 from fpcheck.certify.metric import Metric, dual_stein, euclidean
 from fpcheck.certify.norms import norm_bound
-from fpcheck.certify.rounding import up
-from fpcheck.certify.trace import trace
+from fpcheck.certify.rounding import down, up
+from fpcheck.certify.trace import Graph, trace
 from fpcheck.errors import InputError, NonFiniteError
 from fpcheck.loop import Loop
 
@@ -84,8 +84,9 @@ def certify(loop: Loop, state: Tensor, *, readout: Callable[[Tensor], Tensor] | 
         )
     if not bool(state.isfinite().all()):
         raise NonFiniteError("state holds NaN or inf; pass the state on which the loop settled")
-    centre = _refined(loop, state.detach())
-    held = enclose(loop, centre, dtype=state.dtype)
+    graph = fuse(trace(loop, state))
+    centre = _refined(graph, state.detach().to(torch.float64))
+    held = enclose_graph(graph, centre)
     linear = linearise(held)
     found = _attracting(held, linear, centre)
     if found.verdict is Verdict.UNKNOWN:
@@ -96,10 +97,8 @@ def certify(loop: Loop, state: Tensor, *, readout: Callable[[Tensor], Tensor] | 
     return found
 
 
-def _refined(loop: Loop, state: Tensor) -> Tensor:
+def _refined(graph: Graph, state: Tensor) -> Tensor:
     """The best of some further loop steps, made in high precision and rounded to float64 each."""
-    graph = fuse(trace(loop, state))
-    state = state.to(torch.float64)
     best, best_size = state, math.inf
     for _ in range(_REFINE):
         image = evaluate(graph, state)[graph.output].mid
@@ -185,7 +184,7 @@ def _decide(attempt: _Attempt, centre: Tensor, verdict: Verdict) -> Certificate:
     failed = f"no ball: kappa reaches 1 at a radius below 1e-12 although |J(c)|_P is {Z1:.4f}"
     for shrink in _SHRINK if attempt.reach > 0 else ():
         found = curvature(attempt.shape, Z1, attempt.reach * shrink)
-        room = _down(_down(1 - found.kappa) * found.radius)
+        room = down(down(1 - found.kappa) * found.radius)
         if found.kappa < 1 and room >= Y:
             break
         failed = (
@@ -195,7 +194,7 @@ def _decide(attempt: _Attempt, centre: Tensor, verdict: Verdict) -> Certificate:
     else:
         return _unknown(centre, failed, metric, Y, Z1)
     near = _near(attempt, found)
-    error = up(Y / _down(1 - near.kappa))
+    error = up(Y / down(1 - near.kappa))
     names = {f"{i} {node.name}": s for i, (node, s) in enumerate(zip(attempt.shape.nodes, found.shares, strict=True))}
     return Certificate(
         verdict, "", centre, metric, Y, Z1, found.radius, found.kappa, error, near.kappa, names, decisions=None
@@ -208,7 +207,7 @@ def _near(attempt: _Attempt, found: Curvature) -> Curvature:
     if not 0 < radius < found.radius:
         return found
     small = curvature(attempt.shape, attempt.Z1, radius)
-    return small if small.kappa < 1 and _down(_down(1 - small.kappa) * radius) >= attempt.Y else found
+    return small if small.kappa < 1 and down(down(1 - small.kappa) * radius) >= attempt.Y else found
 
 
 def _unknown(
@@ -216,7 +215,3 @@ def _unknown(
 ) -> Certificate:
     infinite = math.inf
     return Certificate(Verdict.UNKNOWN, reason, centre, metric, Y, Z1, 0.0, infinite, infinite, infinite, {}, None)
-
-
-def _down(value: float) -> float:
-    return math.nextafter(value, -math.inf)

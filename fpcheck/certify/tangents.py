@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fpcheck.certify.balls import Ball
 from fpcheck.certify.norms import frobenius_bound, norm_bound, quick_norm_bound
-from fpcheck.certify.rounding import TINY, U, gamma, inflate, up
+from fpcheck.certify.rounding import TINY, gamma, inflate, root_up, up
 
 __all__ = ["Tangents"]
 
@@ -71,13 +71,13 @@ class Tangents:
     def expand(self, *shape: int) -> Tangents:
         """Broadcast: each copy brings the error again, so it grows with the root of their number."""
         wide = self.mid.expand(*shape)
-        return self._through(wide, _root(wide.numel() / max(self.mid.numel(), 1)), 0.0)
+        return self._through(wide, root_up(wide.numel() / max(self.mid.numel(), 1)), 0.0)
 
     def moved(self, index: Tensor) -> Tangents:
         """Entries of each direction picked by flat index, -1 for a zero."""
         flat = torch.cat([self.mid.reshape(self.shape[0], -1), torch.zeros((self.shape[0], 1), dtype=torch.float64)], 1)
         picked = flat[:, index.flatten()].reshape(self.shape[0], *index.shape)
-        return self._through(picked, _root(_copies(index)), 0.0)
+        return self._through(picked, root_up(_copies(index)), 0.0)
 
     def gathered(self, index: Tensor, shape: Sequence[int]) -> Tangents:
         """The transpose of `moved`: each entry is added to where it came from, in a tensor of ``shape``."""
@@ -87,9 +87,9 @@ class Tangents:
         out.index_add_(1, flat, self.mid.reshape(self.shape[0], -1))
         copies = _copies(index)
         # A sum of c entries is wrong by gamma_(c-1) times the sum of their moduli, at most root c times the norm.
-        rounding = _product(gamma(max(copies - 1, 0)), _product(_root(copies), _frobenius(self.mid)))
+        rounding = _product(gamma(max(copies - 1, 0)), _product(root_up(copies), _frobenius(self.mid)))
         mid = out[:, :size].reshape(self.shape[0], *shape)
-        return self._through(mid, _root(copies), _total(rounding, _underflow(mid, copies)) if copies > 1 else 0.0)
+        return self._through(mid, root_up(copies), _total(rounding, _underflow(mid, copies)) if copies > 1 else 0.0)
 
     def __neg__(self) -> Tangents:
         return Tangents(-self.mid, self.error, self.local)
@@ -121,8 +121,8 @@ class Tangents:
         k = self.shape[dim]
         mid = self.mid.sum(dim, keepdim=keepdim)
         # Each sum of k is wrong by gamma_(k-1) times the sum of moduli, which is at most the root of k times the norm.
-        rounding = _product(gamma(max(k - 1, 0)), _product(_root(k), _frobenius(self.mid)))
-        return self._through(mid, _root(k), _total(rounding, _underflow(mid, k)))
+        rounding = _product(gamma(max(k - 1, 0)), _product(root_up(k), _frobenius(self.mid)))
+        return self._through(mid, root_up(k), _total(rounding, _underflow(mid, k)))
 
     def mean(self, dim: int, *, keepdim: bool = False) -> Tangents:
         """Mean over one dimension."""
@@ -137,7 +137,7 @@ class Tangents:
         size = _frobenius(self.mid)
         # |A E| <= |A|_F |E|_F for the radii, and gamma_k |A|_F |B|_F for the rounding.
         rounding = _total(
-            _product(size, frobenius_bound(Ball(matrix.rad, torch.zeros_like(matrix.rad)))),
+            _product(size, frobenius_bound(Ball.exact(matrix.rad))),
             _product(gamma(k), _product(size, frobenius_bound(matrix))),
             _underflow(mid, k),
         )
@@ -165,8 +165,7 @@ def _copies(index: Tensor) -> int:
 
 
 def _frobenius(mid: Tensor) -> float:
-    square = float(inflate(torch.dot(mid.reshape(-1), mid.reshape(-1)), mid.numel() + 1))
-    return up(math.sqrt(square) * (1 + 2 * (U + U)))
+    return root_up(float(inflate(torch.dot(mid.reshape(-1), mid.reshape(-1)), mid.numel() + 1)))
 
 
 def _rounded(mid: Tensor, roundings: int) -> float:
@@ -174,7 +173,7 @@ def _rounded(mid: Tensor, roundings: int) -> float:
 
 
 def _underflow(mid: Tensor, roundings: int) -> float:
-    return up(roundings * TINY * _root(max(mid.numel(), 1)))
+    return up(roundings * TINY * root_up(max(mid.numel(), 1)))
 
 
 def _product(a: float, b: float) -> float:
@@ -183,7 +182,3 @@ def _product(a: float, b: float) -> float:
 
 def _total(*parts: float) -> float:
     return float(inflate(torch.tensor(parts, dtype=torch.float64).sum(), len(parts)))
-
-
-def _root(value: float) -> float:
-    return up(math.sqrt(value) * (1 + 2 * (U + U)))

@@ -12,8 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fpcheck.assess import Assessment
+from fpcheck.bounds import Bounds
 from fpcheck.errors import OutputError
-from fpcheck.report.document import document, survey_document
+from fpcheck.report.document import bounds_document, document, survey_document
 from fpcheck.report.figures import (
     eigenvalue_figure,
     growth_figure,
@@ -43,9 +44,9 @@ def open_folder(folder: Path) -> Path:
     return folder
 
 
-def write_report(result: Assessment | Survey, folder: Path) -> list[Path]:
-    """Write the JSON document and the figures: ``assessment.json``, ``residuals.png`` and ``eigenvalues.png``, or
-    ``spectrum.json``, ``stability.png``, ``numerical-range.png`` and ``growth.png``.
+def write_report(result: Assessment | Survey | Bounds, folder: Path) -> list[Path]:
+    """Write the JSON document and the figures: ``assessment.json``, ``residuals.png`` and ``eigenvalues.png``; or
+    ``spectrum.json``, ``stability.png``, ``numerical-range.png`` and ``growth.png``; or ``bounds.json``.
 
     Files are made aside and moved into place at the end, so a failure leaves no half-written result.
 
@@ -74,10 +75,12 @@ def write_report(result: Assessment | Survey, folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _parts(result: Assessment | Survey) -> tuple[dict[str, dict[str, Any]], dict[str, Figure]]:
+def _parts(result: Assessment | Survey | Bounds) -> tuple[dict[str, dict[str, Any]], dict[str, Figure]]:
     if isinstance(result, Assessment):
         pictures = {"residuals.png": residual_figure(result), "eigenvalues.png": eigenvalue_figure(result)}
         return {"assessment.json": document(result)}, pictures
+    if isinstance(result, Bounds):
+        return {"bounds.json": bounds_document(result)}, {}
     return {"spectrum.json": survey_document(result)}, {
         "stability.png": stability_figure(result),
         "numerical-range.png": range_figure(result),
