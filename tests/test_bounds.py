@@ -51,7 +51,20 @@ def test_an_expansion_is_not_proved_attracting():
     (row,) = result.rows
     assert row.verdict is fp.Verdict.PROVED_EXISTS
     assert "spectral radius" in row.reason
+    # The eigenvalues 2 times the fourth roots of 1, near enough: 2 itself leaves no damping step.
+    assert "no damping cures it" in row.reason
     assert row.entry_residual is None
+
+
+def test_a_flip_is_told_which_damping_helps():
+    # z -> -1.5 z: the multiplier 1 - 2.5 s is inside the circle for s < 2 / 2.5 = 0.8.
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    loop = fp.Loop(lambda z, x: -1.5 * torch.tanh(z) + x, x)
+    found = fp.certify(loop, x)
+    assert found.verdict is fp.Verdict.PROVED_EXISTS
+    assert "s below about 0.800" in found.reason
+    assert fp.certify(loop.damped(0.7), x).verdict is fp.Verdict.PROVED_ATTRACTING
+    assert fp.certify(loop.damped(0.9), x).verdict is not fp.Verdict.PROVED_ATTRACTING
 
 
 def test_the_worked_example_is_proved_and_its_partner_is_not(capsys):

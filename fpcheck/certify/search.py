@@ -29,6 +29,7 @@ from fpcheck.certify.rounding import down, up
 from fpcheck.certify.trace import Graph, trace
 from fpcheck.errors import InputError, NonFiniteError
 from fpcheck.loop import Loop
+from fpcheck.spectral import critical_step
 
 __all__ = ["certify"]
 
@@ -115,12 +116,19 @@ def _refined(graph: Graph, state: Tensor) -> Tensor:
 
 def _attracting(held: Enclosure, linear: Linearisation, centre: Tensor) -> Certificate:
     """Theorem Q4 in the best dual Stein metric."""
-    radius = float(torch.linalg.eigvals(held.jacobian).abs().max())
+    eigenvalues = torch.linalg.eigvals(held.jacobian)
+    radius = float(eigenvalues.abs().max())
     if not radius < 1:
+        step = float(critical_step(eigenvalues))
+        advice = (
+            f"try loop.damped(s) with s below about {step:.3f}"
+            if step > 0
+            else "no damping cures it: an eigenvalue has real part 1 or more"
+        )
         return _unknown(
             centre,
             f"the spectral radius at the state is about {radius:.4f}, not below 1, so no metric makes a step contract; "
-            "try loop.damped(s) with s below the critical step",
+            + advice,
         )
     jacobian = Ball.exact(held.jacobian)
     attempts, nearest = [], math.inf

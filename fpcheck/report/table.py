@@ -191,7 +191,8 @@ def bounds_summary(result: Bounds) -> str:
     rows = result.rows
     proved = [row for row in rows if row.verdict is Verdict.PROVED_ATTRACTING]
     exist = [row for row in rows if row.verdict is Verdict.PROVED_EXISTS]
-    lines = [f"PROVED ATTRACTING on {len(proved)} of {len(rows)} inputs: {Verdict.PROVED_ATTRACTING.text}."]
+    meaning = f": {Verdict.PROVED_ATTRACTING.text}" if proved else ""
+    lines = [f"PROVED ATTRACTING on {len(proved)} of {len(rows)} inputs{meaning}."]
     if exist:
         lines.append(f"PROVED TO EXIST on {len(exist)} more: {Verdict.PROVED_EXISTS.text}.")
     reasons = Counter(row.reason for row in rows if row.verdict is not Verdict.PROVED_ATTRACTING)
