@@ -11,9 +11,11 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AdjointConvergenceError",
     "BatchCouplingError",
     "BlockError",
     "BlockOutputError",
+    "CertificateFileError",
     "CheckpointError",
     "ConfigError",
     "ConvergenceError",
@@ -89,6 +91,14 @@ class ConvergenceError(FpcheckError, RuntimeError):
         self.solution = solution
 
 
+class AdjointConvergenceError(FpcheckError, RuntimeError):
+    """The linear system of a gradient was not solved. ``error.solution`` is its last state, with residuals."""
+
+    def __init__(self, message: str, solution: object) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which valid name is closest to ``name``, as the tail of an error message."""
     names = [str(v) for v in valid]
@@ -99,3 +109,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 class UnsupportedOperatorError(BlockError):
     """A block uses an operator for which there is no sound rule; the message names it and the line that calls it."""
+
+
+class CertificateFileError(FpcheckError, ValueError):
+    """A certificate file is damaged, not in the documented format, or asks for what the checker does not cover."""

@@ -108,6 +108,11 @@ class Loop:
         """Damping step s of ``(1 - s) z + s F(z)``; 1 is the plain loop."""
         return self._s
 
+    @property
+    def iterations(self) -> int:
+        """How many damped steps of the block one call makes; 1 is the plain loop."""
+        return self._k
+
     def __repr__(self) -> str:
         name = type(self._block).__name__ if isinstance(self._block, nn.Module) else repr(self._block)
         return f"Loop({name}, batch_size={self._batch}, step={self._s:g}, iterations={self._k})"
@@ -153,6 +158,10 @@ class Loop:
         if not -self._batch <= i < self._batch:
             raise InputError(f"i={i}; expected an index into a batch of {self._batch}")
         return self.select(torch.tensor([i % self._batch]))
+
+    def with_injection(self, x: Injection) -> Loop:
+        """The loop with another injection, of the same structure and shapes."""
+        return self._copy(x=x, batch=self._batch)
 
     def _copy(
         self, *, x: Injection = None, batch: int | None = None, s: float | None = None, k: int | None = None

@@ -54,9 +54,9 @@ class FPRMBlock(LayerStack):
     def _alpha(self, name: str, h: Tensor) -> Tensor:
         kind = self.config.residual_scale
         if kind == "fixed":
-            return self.get_parameter(f"{name}_param").to(h.dtype)
+            return getattr(self, f"{name}_param").to(h.dtype)
         if kind == "input-independent":
-            return torch.sigmoid(self.get_parameter(f"{name}_param")).to(h.dtype)
+            return torch.sigmoid(getattr(self, f"{name}_param")).to(h.dtype)
         return torch.sigmoid(self.get_submodule(f"{name}_layer")(h)).to(h.dtype)
 
     def residual_scales(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

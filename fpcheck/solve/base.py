@@ -13,7 +13,7 @@ from fpcheck.errors import InputError, ToleranceError
 from fpcheck.loop import Loop
 from fpcheck.solve.solution import Solution
 
-__all__ = ["AbstractSolver", "default_rtol", "is_count", "is_number", "require", "resolve_rtol"]
+__all__ = ["AbstractSolver", "default_rtol", "is_count", "is_number", "require", "resolve_rtol", "working_dtype"]
 
 # Tolerances that a contracting loop reaches in each dtype with room to spare: about 100 rounding units in
 # float64 and float32; in bfloat16 and float16 the measured floor of loops is 2 to 3 units.
@@ -77,3 +77,11 @@ def resolve_rtol(rtol: float | None, dtype: torch.dtype) -> float:
             f"rtol >= {default:.0e} or solve in a wider dtype"
         )
     return float(rtol)
+
+
+def working_dtype(z: Tensor) -> torch.dtype:
+    """The dtype that products are rounded in: autocast's where it is on and casts the state, else the state's."""
+    kind = z.device.type
+    if z.dtype is torch.float32 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return z.dtype

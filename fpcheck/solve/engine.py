@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fpcheck.errors import InputError, NonFiniteError
 from fpcheck.loop import Loop
-from fpcheck.solve.base import resolve_rtol
+from fpcheck.solve.base import default_rtol, resolve_rtol, working_dtype
 from fpcheck.solve.monitor import RUNNING, Figures, Flags, Monitor
 from fpcheck.solve.solution import Solution
 from fpcheck.status import Status
@@ -70,13 +70,14 @@ def iterate(
         loop: The map.
         z0: Start states ``(B, *state)``.
         method: Chooses the next state.
-        rtol: Relative tolerance; None for the dtype's default.
+        rtol: Relative tolerance; None for the default of the dtype, under autocast of the one cast to.
         atol: Absolute tolerance.
         max_steps: States evaluated per sample, at most.
         best: Hand back the best state seen where the solve failed, instead of the last.
     """
     check_start(loop, z0)
-    rtol = resolve_rtol(rtol, z0.dtype)
+    # Rounding in autocast's dtype sets the floor of the residual, although the state is wider.
+    rtol = resolve_rtol(default_rtol(working_dtype(z0)) if rtol is None else rtol, z0.dtype)
     batch = len(z0)
     monitor = Monitor(z0, rtol=rtol, atol=atol, stationary=method.stationary)
     status = [Status.BUDGET] * batch

@@ -32,6 +32,7 @@ class Solution:
             after a sample stopped.
         rtol: Tolerance that CONVERGED samples passed: ``residual_norm <= atol + rtol * |F(z)|``.
         atol: See ``rtol``.
+        route: How the value got its derivatives, for `fpcheck.adjoint.gradient_error`; None if it has none.
     """
 
     value: Tensor
@@ -43,6 +44,7 @@ class Solution:
     history: Tensor = field(repr=False)
     rtol: float
     atol: float
+    route: object | None = field(default=None, repr=False)
 
     @property
     def converged(self) -> bool:

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 import torchdeq
+from machine import cpu
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -99,7 +99,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     console = Console(width=120)
     console.print(
-        f"{_cpu()}, {torch.get_num_threads()} thread(s); Python {platform.python_version()}, torch "
+        f"{cpu()}, {torch.get_num_threads()} thread(s); Python {platform.python_version()}, torch "
         f"{torch.__version__}, fpcheck {version('fpcheck')}, torchdeq {version('torchdeq')}; batch {options.batch}, "
         f"float32, medians of {options.repeats}"
     )
@@ -166,13 +166,6 @@ def true_residual(block: torch.nn.Module, z: Tensor, x: Tensor) -> float:
     fz = block(z, x)
     gap, size = (v.double().flatten(1).norm(dim=1) for v in (fz - z, fz))
     return float((gap / size).max())
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    name = models[0].split(":")[1].strip() if models else platform.processor() or platform.machine()
-    return f"{name} ({len(models) or '?'} cores)"
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse.linalg
 import torch
 import torchdeq.loss
+from machine import cpu
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -298,19 +298,12 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     console = Console(width=140)
     console.print(
-        f"{_cpu()}, {torch.get_num_threads()} thread(s); Python {platform.python_version()}, "
+        f"{cpu()}, {torch.get_num_threads()} thread(s); Python {platform.python_version()}, "
         f"torch {torch.__version__}, SciPy {scipy.__version__}, torchdeq {version('torchdeq')}, "
         f"fpcheck {version('fpcheck')}; float64"
     )
     wrong = [run(console, options) for name, run in SECTIONS.items() if options.only in (None, name)]
     return int(any(wrong))
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    name = models[0].split(":")[1].strip() if models else platform.processor() or platform.machine()
-    return f"{name} ({len(models) or '?'} cores)"
 
 
 if __name__ == "__main__":

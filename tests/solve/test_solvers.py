@@ -1,7 +1,6 @@
 """Solvers against loops whose fixed points are known, and against loops that have none to find."""
 
 import math
-import warnings
 
 import problems
 import pytest
@@ -9,9 +8,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fpcheck.errors import ConvergenceError, GradientNotAvailableError, InputError, NonFiniteError, ToleranceError
+from fpcheck.adjoint import fixed_point
+from fpcheck.errors import ConvergenceError, InputError, NonFiniteError, ToleranceError
 from fpcheck.loop import Loop
-from fpcheck.solve import Anderson, Damped, Picard, fixed_point
+from fpcheck.solve import Anderson, Damped, Picard
 from fpcheck.solve.base import default_rtol
 from fpcheck.status import Status
 
@@ -391,50 +391,6 @@ def test_bad_starts_are_refused(z0, error, text):
     loop = Loop(lambda z, x: z / 2 + x, torch.ones(2, 2))
     with pytest.raises(error, match=text):
         Picard().solve(loop, z0)
-
-
-# ---- Gradients are refused by name, never lost
-
-
-def test_a_gradient_is_refused_when_it_is_asked_for():
-    weight = torch.tensor(0.5, requires_grad=True)
-    x = torch.ones(1, 1, requires_grad=True)
-    solution = fixed_point(lambda z, x: weight * z + x, torch.zeros(1, 1), x)
-    assert float(solution.value.detach()) == pytest.approx(2.0, rel=1e-4)
-    with pytest.raises(GradientNotAvailableError, match=r"Unroll the loop.*torch.no_grad"):
-        solution.value.sum().backward()
-
-
-def test_a_gradient_that_only_a_closure_holds_is_refused_too():
-    weight = torch.tensor(0.5, requires_grad=True)
-    solution = fixed_point(lambda z: weight * z + 1, torch.zeros(1, 1))
-    with pytest.raises(GradientNotAvailableError):
-        solution.value.sum().backward()
-
-
-def test_module_parameters_are_covered_and_no_grad_is_free_of_it():
-    block = torch.nn.Linear(3, 3)
-    with torch.no_grad():
-        block.weight.mul_(0.1)
-        assert not fixed_point(block, torch.zeros(1, 3)).value.requires_grad
-    with pytest.raises(GradientNotAvailableError):
-        fixed_point(block, torch.zeros(1, 3)).value.sum().backward()
-    frozen = block.requires_grad_(False)
-    assert not fixed_point(frozen, torch.zeros(1, 3)).value.requires_grad
-
-
-def test_functional_transforms_are_refused_too():
-    def answer(x):
-        return fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(1, 1), x).value.sum()
-
-    x = torch.ones(1, 1)
-    with pytest.raises(GradientNotAvailableError):
-        torch.func.grad(answer)(x)
-    with warnings.catch_warnings():
-        # Torch's own, on the first forward-mode call of a process.
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-        with pytest.raises(GradientNotAvailableError):
-            torch.func.jvp(answer, (x,), (x,))
 
 
 def test_a_loop_with_its_own_injection_takes_no_other():

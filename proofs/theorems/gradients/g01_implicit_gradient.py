@@ -188,6 +188,12 @@ THEOREM = Theorem(
             "Horn and Johnson (2013), 0.5",
         ),
     ),
+    code=(
+        "fpcheck/adjoint/adjoints.py:Implicit",
+        "fpcheck/adjoint/fixed_point.py:fixed_point",
+        "fpcheck/adjoint/implicit.py:implicit",
+        "fpcheck/certify/conditioning.py:conditioning",
+    ),
     remarks=(
         "(b) holds in whatever norm J is small, with B's and G's norms taken in it; in the Euclidean norm |J| often "
         "exceeds 1 at points where the loop settles, and then (b) says nothing while (a) still holds.",

@@ -235,6 +235,7 @@ THEOREM = Theorem(
             sharp=True,
         ),
     ),
+    code=("fpcheck/adjoint/error.py:gradient_error",),
     uses=("B2", "G1"),
     remarks=(
         "(a) is stronger than the published form in three ways: it needs the bound on the inverse at the root only, "

@@ -150,6 +150,7 @@ THEOREM = Theorem(
     not_checked=(
         NotChecked("a matrix and its transpose have the same Euclidean norm", "Horn and Johnson (2013), 5.6.6"),
     ),
+    code=("fpcheck/adjoint/error.py:gradient_error",),
     uses=("B2", "G1"),
     remarks=(
         "In another norm, bound J^T in the dual norm, which equals |J|: the maximum norm's dual is the sum of "

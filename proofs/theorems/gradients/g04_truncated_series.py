@@ -287,6 +287,11 @@ THEOREM = Theorem(
     not_checked=(
         NotChecked("a matrix and its transpose have the same Euclidean norm", "Horn and Johnson (2013), 5.6.6"),
     ),
+    code=(
+        "fpcheck/adjoint/adjoints.py:Phantom",
+        "fpcheck/adjoint/error.py:gradient_error",
+        "fpcheck/adjoint/linear.py:Neumann",
+    ),
     uses=("G1",),
     remarks=(
         "For s = 1, k terms of (b) are the k terms of (a), and both give L^k.",

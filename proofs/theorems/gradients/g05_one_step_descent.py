@@ -233,6 +233,10 @@ THEOREM = Theorem(
     not_checked=(
         NotChecked("M has an orthonormal basis of eigenvectors", "spectral theorem, Horn and Johnson (2013), 2.5.6"),
     ),
+    code=(
+        "fpcheck/adjoint/adjoints.py:OneStep",
+        "fpcheck/adjoint/error.py:gradient_error",
+    ),
     uses=("G1", "G4"),
     remarks=(
         "B must reach every direction of the state: with fewer parameters than state entries M is singular and "

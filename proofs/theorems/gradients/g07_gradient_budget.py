@@ -279,6 +279,7 @@ THEOREM = Theorem(
     not_checked=(
         NotChecked("a matrix and its transpose have the same Euclidean norm", "Horn and Johnson (2013), 5.6.6"),
     ),
+    code=("fpcheck/adjoint/error.py:gradient_error",),
     uses=("B2", "G1", "G2", "G3"),
     remarks=(
         "With rho = 0, (a) is G2's bound for one row; with r = 0 it is G3's.",

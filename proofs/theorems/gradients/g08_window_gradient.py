@@ -413,7 +413,11 @@ THEOREM = Theorem(
             sharp=True,
         ),
     ),
-    code=("fpcheck/train.py:train",),
+    code=(
+        "fpcheck/adjoint/adjoints.py:TruncatedWindow",
+        "fpcheck/adjoint/error.py:gradient_error",
+        "fpcheck/train.py:train",
+    ),
     uses=("G1", "G4"),
     remarks=(
         "The published proposition does not cover what the code runs: it takes the state for a fixed point, the map "

@@ -186,6 +186,7 @@ THEOREM = Theorem(
         ),
     ),
     not_checked=(NotChecked("the fixed points exist for both inputs", "Banach (1922), Theorem 6"),),
+    code=("fpcheck/certify/inputs.py:nearby",),
     uses=("B2", "G1"),
     remarks=(
         "Constants on a ball are enough if it holds the path of (a): L for the input x between the two fixed points.",
