@@ -138,16 +138,10 @@ def encoder_layer(layer: torch.nn.TransformerEncoderLayer, *, causal: bool = Fal
 # Reference blocks.
 
 
-def fprm(block: torch.nn.Module, x: Tensor) -> Map:
-    """The FPRM block for one injection ``(L, D)``, on states ``(L, D)``: tests/plain_block.py, on exact numbers.
-
-    Two of its formulas are replaced: the rotary table and the scale of the scores are stored floats, and the certified
-    map takes them as they are.
-    """
-    w = {name: reals(value) for name, value in block.state_dict().items()}
+def _mixer(block: torch.nn.Module) -> Callable[..., np.ndarray]:
+    """Attention of a reference block, on ``(L, D)``; the rotary table and the scale of the scores are stored floats,
+    and the certified map takes them as they are."""
     table = None if block.rotary is None else (reals(block.rotary.cos), reals(block.rotary.sin))
-    injection = reals(x)
-    config = block.config
 
     def rotated(v: np.ndarray, position: int) -> np.ndarray:
         half = len(v) // 2
@@ -168,6 +162,14 @@ def fprm(block: torch.nn.Module, x: Tensor) -> Map:
             out.append(attention(q, k, v, scale, causal=config.causal))
         return np.concatenate(out, axis=1) @ w[f"{name}.o_proj.weight"].T
 
+    return mix
+
+
+def fprm(block: torch.nn.Module, x: Tensor) -> Map:
+    """The FPRM block for one injection ``(L, D)``, on states ``(L, D)``: tests/plain_block.py, on exact numbers."""
+    w = {name: reals(value) for name, value in block.state_dict().items()}
+    injection, config, mix = reals(x), block.config, _mixer(block)
+
     def apply(z: np.ndarray) -> np.ndarray:
         before = plain_block.attention
         plain_block.attention = mix
@@ -175,6 +177,39 @@ def fprm(block: torch.nn.Module, x: Tensor) -> Map:
             return plain_block.plain_block(config, w, z, injection)
         finally:
             plain_block.attention = before
+
+    return apply
+
+
+def trm(block: torch.nn.Module, x: Tensor) -> Map:
+    """The TRM segment for one injection ``(L, D)``, on pairs of answer and latent state ``(2, L, D)``.
+
+    A layer mixes tokens (attention, or SwiGLU over positions) and then channels; each part is added, and the sum
+    normed.
+    """
+    w = {name: reals(value) for name, value in block.state_dict().items()}
+    injection, config, mix = reals(x), block.config, _mixer(block)
+
+    def channels(name: str, h: np.ndarray) -> np.ndarray:
+        return np.stack([plain_block.swiglu(w, name, row) for row in h])
+
+    def layers(h: np.ndarray) -> np.ndarray:
+        for index in range(config.L_layers):
+            name = f"layers.{index}"
+            if config.mlp_t:
+                h = rms((h.T + channels(f"{name}.mlp_t", h.T)), config.rms_norm_eps).T
+            else:
+                h = rms(h + mix(config, w, f"{name}.self_attn", h), config.rms_norm_eps)
+            h = rms(h + channels(f"{name}.mlp", h), config.rms_norm_eps)
+        return h
+
+    def apply(z: np.ndarray) -> np.ndarray:
+        answer, latent = z
+        for _ in range(config.H_cycles):
+            for _ in range(config.L_cycles):
+                latent = layers(latent + answer + injection)
+            answer = layers(answer + latent)
+        return np.stack([answer, latent])
 
     return apply
 

@@ -9,7 +9,7 @@ from typing import final
 
 from flint import arb, fmpq
 
-__all__ = ["FUNCTIONS", "GELU_TANH", "Function", "power"]
+__all__ = ["FUNCTIONS", "GELU_TANH", "Function", "clamp", "power", "softplus"]
 
 Real = Callable[[arb], arb]
 
@@ -110,6 +110,12 @@ def _step(x: arb) -> arb:
     return arb(0) if x < 0 else arb(0.5, 0.5)
 
 
+def _sign(x: arb) -> arb:
+    if x > 0:
+        return arb(1)
+    return arb(-1) if x < 0 else arb(0, 1)
+
+
 def _relu(x: arb) -> arb:
     if x > 0:
         return x
@@ -120,7 +126,10 @@ def _relu(x: arb) -> arb:
 
 
 FUNCTIONS: dict[str, Function] = {
+    "abs": Function(abs, _sign),
     "exp": Function(arb.exp, arb.exp),
+    "expm1": Function(arb.expm1, arb.exp),
+    "log1p": Function(arb.log1p, lambda x: 1 / (1 + x)),
     "log": Function(arb.log, lambda x: 1 / x),
     "tanh": Function(arb.tanh, _tanh_slope, _tanh_curve),
     "sigmoid": Function(_sigmoid, lambda x: _sigmoid(x) * (1 - _sigmoid(x)), _sigmoid_curve),
@@ -133,12 +142,46 @@ FUNCTIONS: dict[str, Function] = {
     "sqrt": Function(arb.sqrt, lambda x: x.rsqrt() / 2),
     "rsqrt": Function(arb.rsqrt, lambda x: -x.rsqrt() / x / 2),
     "reciprocal": Function(lambda x: 1 / x, lambda x: -1 / (x * x)),
-    "softplus": Function(lambda x: (1 + x.exp()).log(), _sigmoid),
 }
 """By the name that torch gives them. ``gelu`` is the form with erf."""
 
 GELU_TANH = Function(_gelu_tanh, _gelu_tanh_slope, _gelu_tanh_curve)
 """GELU in its tanh form."""
+
+
+def clamp(low: float | None, high: float | None) -> Function:
+    """x, but not below ``low`` and not above ``high``, which wins where they cross, as in torch."""
+
+    def value(x: arb) -> arb:
+        x = x if low is None else x.max(arb(low))
+        return x if high is None else x.min(arb(high))
+
+    def slope(x: arb) -> arb:
+        above = arb(1) if low is None else _step(x - arb(low))
+        below = arb(1) if high is None else _step(arb(high) - x)
+        if low is not None and high is not None and low >= high:
+            return arb(0)
+        return above * below
+
+    return Function(value, slope)
+
+
+def softplus(beta: float, threshold: float) -> Function:
+    """log(1 + exp(beta x)) / beta, and x itself where beta x is above a threshold, as torch has it: with a jump there.
+
+    Balls around the jump have no finite image.
+    """
+    rate, edge = arb(beta), arb(threshold)
+
+    def either(x: arb, below: arb, above: arb) -> arb:
+        if rate * x > edge:
+            return above
+        return below if rate * x <= edge else arb.nan()
+
+    return Function(
+        lambda x: either(x, (rate * x).exp().log1p() / rate, x),
+        lambda x: either(x, _sigmoid(rate * x), arb(1)),
+    )
 
 
 def power(exponent: float) -> Function:

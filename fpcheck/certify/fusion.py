@@ -9,7 +9,8 @@ stretches by one over the root (Theorem N1). Three groups are recognised; what i
 | softmax(s) times v, with reshapes between | ``weighted_sum`` | s, v |
 | f(g) u for a known f, both varying | ``gated`` | g, u, name of f |
 
-Layer norms with a gain or shift become ``centred_rms`` with a product and a sum.
+Layer norms and group norms become ``centred_rms`` with a product and a sum. Other quotients by what varies become
+products with a reciprocal, and a softmax that weighs nothing a weighted sum of the identity's rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from fpcheck.certify.trace import Graph, Op, Ref
 
@@ -30,10 +33,12 @@ _VIEWS = ("view", "_unsafe_view", "reshape", "expand", "clone", "alias", "detach
 
 def fuse(graph: Graph) -> Graph:
     """Rewrite a graph with the groups as single operators; the map is the same."""
-    graph = _split_norms(graph)
-    for find in (_rms, _weighted_sum, _gated):
+    graph = _rebuilt(graph, _norms)
+    for find in (_rms, _weighted_sum):
         graph = _rewrite(graph, find)
-    return graph
+    # What is left of quotients and weights when norms and weighted sums are taken out.
+    graph = _rebuilt(_rebuilt(graph, _products), _softmax)
+    return _rewrite(graph, _gated)
 
 
 def _name(op: Op) -> str:
@@ -59,13 +64,13 @@ def _through_views(graph: Graph, index: int) -> int:
 
 def _rms(graph: Graph, i: int, varying: tuple[bool, ...]) -> Op | None:
     op = graph.ops[i]
-    if op.target != "mul.Tensor" or not all(isinstance(a, Ref) for a in op.args):
+    if op.target not in ("mul.Tensor", "div.Tensor") or not all(isinstance(a, Ref) for a in op.args):
         return None
-    for x, factor in (op.args, op.args[::-1]):
-        root = graph.ops[factor.index]
-        if root.target != "rsqrt.default" or not varying[x.index]:
+    for x, factor in (op.args, op.args[::-1])[: 1 if op.target == "div.Tensor" else 2]:
+        under = _under_root(graph, factor.index, inverse=op.target == "mul.Tensor")
+        if under is None or not varying[x.index]:
             continue
-        shifted = graph.ops[root.args[0].index]
+        shifted = graph.ops[under]
         # The bounds of a norm need eps >= 0.
         eps = _shift(shifted)
         if eps is None or not eps >= 0:
@@ -78,6 +83,19 @@ def _rms(graph: Graph, i: int, varying: tuple[bool, ...]) -> Op | None:
             assert shape is not None
             dim = _dims(mean)[0] % len(shape)
             return Op("rms", (x, eps, dim), {}, None, op.where, op.shape)
+    return None
+
+
+def _under_root(graph: Graph, index: int, *, inverse: bool) -> int | None:
+    """What a square root, or one over it, is taken of."""
+    op = graph.ops[index]
+    if inverse and op.target == "reciprocal.default":
+        return _under_root(graph, op.args[0].index, inverse=False)
+    power = -0.5 if inverse else 0.5
+    if op.target == ("rsqrt.default" if inverse else "sqrt.default"):
+        return op.args[0].index
+    if op.target == "pow.Tensor_Scalar" and op.args[1] == power:
+        return op.args[0].index
     return None
 
 
@@ -139,35 +157,116 @@ def _gated(graph: Graph, i: int, varying: tuple[bool, ...]) -> Op | None:
     return None
 
 
-def _split_norms(graph: Graph) -> Graph:
-    """Layer norms without gain and shift, followed by these as a product and a sum."""
+Emit = Callable[[Op], Ref]
+"""Adds an operator to the new graph."""
+Renamed = Callable[[Any], Any]
+"""Arguments with the new graph's indices."""
+
+
+def _rebuilt(graph: Graph, rule: Callable[[Graph, int, tuple[bool, ...], Renamed, Emit], Ref | None]) -> Graph:
+    """Operators replaced by several; where the rule gives None, they stay."""
+    varying = graph.varying()
     ops: list[Op] = []
     new: dict[int, int] = {}
-    rows: dict[int, int] = {}  # a layer norm's first result
 
-    def moved(arg: Any) -> Any:
+    def renamed(arg: Any) -> Any:
         if isinstance(arg, Ref):
             return Ref(new[arg.index])
-        return tuple(moved(a) for a in arg) if isinstance(arg, tuple) else arg
+        return tuple(renamed(a) for a in arg) if isinstance(arg, tuple) else arg
 
-    # Those of which only the first result is taken, and not mean or root.
-    takers = [op.args for op in graph.ops if op.target == "item"]
-    simple = {a.index for a, _ in takers} - {a.index for a, which in takers if which != 0}
+    def emit(op: Op) -> Ref:
+        ops.append(op)
+        return Ref(len(ops) - 1)
+
     for i, op in enumerate(graph.ops):
-        if op.target == "item" and op.args[0].index in rows:
-            new[i] = rows[op.args[0].index]
-            continue
-        if op.target == "native_layer_norm.default" and len(op.args[1]) == 1 and op.args[4] >= 0 and i in simple:
-            x, _, gain, shift, eps = op.args
-            shape = graph.ops[x.index].shape
-            assert shape is not None
-            ops.append(Op("centred_rms", (moved(x), float(eps), len(shape) - 1), {}, None, op.where, shape))
-            for target, extra in (("mul.Tensor", gain), ("add.Tensor", shift)):
-                if extra is not None:
-                    ops.append(Op(target, (Ref(len(ops) - 1), moved(extra)), {}, None, op.where, shape))
-            rows[i] = len(ops) - 1
-            new[i] = rows[i]
-            continue
-        new[i] = len(ops)
-        ops.append(dataclasses.replace(op, args=moved(op.args), kwargs={k: moved(v) for k, v in op.kwargs.items()}))
+        found = rule(graph, i, varying, renamed, emit)
+        if found is None:
+            keywords = {k: renamed(v) for k, v in op.kwargs.items()}
+            found = emit(dataclasses.replace(op, args=renamed(op.args), kwargs=keywords))
+        new[i] = found.index
     return Graph(tuple(ops), new[graph.output]).pruned()
+
+
+def _viewed(emit: Emit, x: Ref, shape: tuple[int, ...], where: str) -> Ref:
+    return emit(Op("view.default", (x, shape), {}, None, where, shape))
+
+
+def _norms(graph: Graph, i: int, varying: tuple[bool, ...], renamed: Renamed, emit: Emit) -> Ref | None:
+    """Layer norms and group norms without gain and shift, followed by these as a product and a sum."""
+    op = graph.ops[i]
+    if op.target == "item" and op.args[1] == 0 and _is_plain_norm(graph, op.args[0].index, varying):
+        return renamed(op.args[0])
+    if not _is_plain_norm(graph, i, varying):
+        return None
+    x, gain, shift, eps = op.args[0], *op.args[-3 if "layer" in op.target else 1 :][:2], op.args[-1]
+    shape = graph.ops[x.index].shape
+    assert shape is not None
+    if "layer" in op.target:
+        width, spread = math.prod(op.args[1]), tuple(op.args[1])
+    else:
+        channels, size, groups = op.args[4:7]
+        width, spread = channels * size // groups, (channels, *([1] * (len(shape) - 2)))
+    rows = (math.prod(shape) // width, width)
+    whole = shape[-1] == width
+    held = renamed(x) if whole else _viewed(emit, renamed(x), rows, op.where)
+    flat = shape if whole else rows
+    held = emit(Op("centred_rms", (held, float(eps), len(flat) - 1), {}, None, op.where, flat))
+    held = held if whole else _viewed(emit, held, shape, op.where)
+    for target, extra in (("mul.Tensor", gain), ("add.Tensor", shift)):
+        if extra is not None:
+            factor = renamed(extra) if "layer" in op.target else _viewed(emit, renamed(extra), spread, op.where)
+            held = emit(Op(target, (held, factor), {}, None, op.where, shape))
+    return held
+
+
+def _is_plain_norm(graph: Graph, i: int, varying: tuple[bool, ...]) -> bool:
+    """A norm of which only the first result is taken, and not mean or root; its gain does not depend on the state."""
+    op = graph.ops[i]
+    if op.target not in ("native_layer_norm.default", "native_group_norm.default") or not op.args[-1] >= 0:
+        return False
+    if any(isinstance(a, Ref) and varying[a.index] for a in op.args[1:]):
+        return False
+    taken = {other.args[1] for other in graph.ops if other.target == "item" and other.args[0] == Ref(i)}
+    return taken == {0}
+
+
+def _products(graph: Graph, i: int, varying: tuple[bool, ...], renamed: Renamed, emit: Emit) -> Ref | None:
+    """Quotients by what varies as products with a reciprocal; factors that both vary, broadcast to one shape."""
+    op = graph.ops[i]
+    if (
+        op.target not in ("mul.Tensor", "div.Tensor")
+        or not isinstance(op.args[1], Ref)
+        or not varying[op.args[1].index]
+    ):
+        return None
+    first, second = (renamed(a) for a in op.args)
+    below = graph.ops[op.args[1].index].shape
+    above = graph.ops[op.args[0].index].shape if isinstance(op.args[0], Ref) else ()
+    assert op.shape is not None
+    assert below is not None
+    assert above is not None
+    if op.target == "div.Tensor":
+        second = emit(Op("reciprocal.default", (second,), {}, None, op.where, below))
+    elif above == below or not (isinstance(op.args[0], Ref) and varying[op.args[0].index]):
+        return None
+    if isinstance(op.args[0], Ref) and varying[op.args[0].index]:
+        first, second = (
+            a if own == op.shape else emit(Op("expand.default", (a, op.shape), {}, None, op.where, op.shape))
+            for a, own in ((first, above), (second, below))
+        )
+    return emit(Op("mul.Tensor", (first, second), {}, None, op.where, op.shape))
+
+
+def _softmax(graph: Graph, i: int, varying: tuple[bool, ...], renamed: Renamed, emit: Emit) -> Ref | None:
+    """A softmax whose weights are used for themselves: the weighted sum of the rows of the identity."""
+    op = graph.ops[i]
+    if _name(op) not in ("_softmax", "_safe_softmax") or not varying[i] or not op.shape:
+        return None
+    if op.args[1] % len(op.shape) != len(op.shape) - 1:
+        return None
+    keys = op.shape[-1]
+    eye = emit(Op("constant", (), {}, torch.eye(keys, dtype=torch.float64), op.where, (keys, keys)))
+    rows = (math.prod(op.shape) // keys, keys)
+    safe = _name(op) == "_safe_softmax"
+    mixed = emit(Op("weighted_sum", (renamed(op.args[0]), eye), {"safe": safe}, None, op.where, rows))
+    return _viewed(emit, mixed, op.shape, op.where)

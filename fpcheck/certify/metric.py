@@ -22,8 +22,9 @@ from torch import Tensor
 from fpcheck.certify.balls import Ball
 from fpcheck.certify.norms import inverse_residual_bound, norm_bound
 from fpcheck.certify.rounding import down, up
+from fpcheck.errors import InputError
 
-__all__ = ["Metric", "dual_stein", "euclidean", "proved_metric", "stein"]
+__all__ = ["DualStein", "Metric", "diagonal", "dual_stein", "euclidean", "per_token", "proved_metric", "stein"]
 
 # choice: a doubling step squares the remainder, so 60 reach any level that is below 1 by more than rounding.
 _DOUBLINGS = 60
@@ -81,18 +82,53 @@ def euclidean(n: int) -> Metric:
     return Metric(eye, eye, 0.0, 1.0, 1.0)
 
 
-def dual_stein(J: Tensor, level: float, *, source: Tensor | None = None) -> Metric | None:
-    """The metric of ``X - (J/level) X (J/level)' = source`` (default: the identity); None if level is too small."""
-    X = _series(J / level, torch.eye(J.shape[0], dtype=torch.float64) if source is None else source)
-    if X is None:
+def diagonal(weights: Tensor) -> Metric | None:
+    """The norm ``|diag(weights) v|_2``; None where a weight is not positive and finite."""
+    if not bool((weights > 0).all() and weights.isfinite().all()):
         return None
-    factor, info = torch.linalg.cholesky_ex(X)
-    if int(info) != 0:
-        return None
-    # |L^-1|_2 = 1 makes the P-norm at least the Euclidean one.
-    factor = factor / torch.linalg.matrix_norm(factor, 2)
-    eye = torch.eye(J.shape[0], dtype=torch.float64)
-    return proved_metric(torch.linalg.solve_triangular(factor, eye, upper=False), factor)
+    weights = weights.detach().to(torch.float64) / weights.min()
+    return proved_metric(torch.diag(weights), torch.diag(1 / weights))
+
+
+@final
+class DualStein:
+    """The metrics of ``X - (J/level) X (J/level)' = I + b d d'``: with b > 0, balls that are longer in direction d.
+
+    Whatever the right-hand side, ``|L J L^-1|_2`` is at most level in exact arithmetic (Theorem B10). An axis that is
+    longer where the loop comes from costs little: it is one direction among many in which the nodes move.
+
+    Args:
+        J: ``(n, n)``.
+        level: Contraction that is aimed at.
+    """
+
+    def __init__(self, J: Tensor, level: float) -> None:
+        self._step = J / level
+        self._plain = _series(self._step, torch.eye(J.shape[0], dtype=torch.float64))
+
+    def metric(self, *, along: Tensor | None = None, longer: float = 1.0) -> Metric | None:
+        """The metric, with the axis through ``along`` about ``longer`` times as long; None if level is too small."""
+        X = self._plain
+        if X is not None and along is not None:
+            d = along / along.norm()
+            more = _series(self._step, torch.outer(d, d))
+            # X + b d d' has d'(X + b d d')^-1 d = q / (1 + b q) for q = d'X^-1 d.
+            q = float(d @ torch.linalg.solve(X, d))
+            X = None if more is None else X + (longer**2 - 1) / q * more
+        if X is None:
+            return None
+        factor, info = torch.linalg.cholesky_ex(X)
+        if int(info) != 0:
+            return None
+        # |L^-1|_2 = 1 makes the P-norm at least the Euclidean one.
+        factor = factor / torch.linalg.matrix_norm(factor, 2)
+        eye = torch.eye(X.shape[0], dtype=torch.float64)
+        return proved_metric(torch.linalg.solve_triangular(factor, eye, upper=False), factor)
+
+
+def dual_stein(J: Tensor, level: float) -> Metric | None:
+    """The metric of ``X - (J/level) X (J/level)' = I``; None if level is too small."""
+    return DualStein(J, level).metric()
 
 
 def stein(J: Tensor, level: float) -> Metric | None:
@@ -123,3 +159,39 @@ def _series(A: Tensor, source: Tensor) -> Tensor | None:
             return (grown + grown.mT) / 2
         total, A = grown, A @ A
     return None
+
+
+def per_token(J: Tensor, level: float, tokens: int, *, decay: float) -> Metric | None:
+    """Dual Stein metrics of the diagonal blocks, one a token, for a step in which no token sees a later one.
+
+    Args:
+        J: ``(n, n)``, tokens in order; block lower triangular for a causal loop.
+        level: Contraction aimed at within each token.
+        tokens: Number of diagonal blocks.
+        decay: Below 1: each token counts that much less than the one before it, so that what it takes from earlier
+            tokens counts little.
+
+    Returns:
+        The metric, None if level is too small for a block. In exact arithmetic ``|L J L^-1|_2`` tends to at most level
+        as ``decay`` tends to 0 for a causal step; for any other J the metric is as sound, and unlikely to be good.
+
+    Raises:
+        InputError: ``tokens`` does not divide n.
+    """
+    n = J.shape[0]
+    if tokens < 1 or n % tokens:
+        raise InputError(f"tokens={tokens}; expected a divisor of n={n}, the numbers of a state")
+    d = n // tokens
+    inverse = torch.zeros_like(J)
+    for t in range(tokens):
+        own = slice(t * d, (t + 1) * d)
+        X = _series(J[own, own] / level, torch.eye(d, dtype=torch.float64))
+        if X is None:
+            return None
+        factor, info = torch.linalg.cholesky_ex(X)
+        if int(info) != 0:
+            return None
+        inverse[own, own] = factor / decay**t
+    inverse = inverse / torch.linalg.matrix_norm(inverse, 2)
+    eye = torch.eye(J.shape[0], dtype=torch.float64)
+    return proved_metric(torch.linalg.solve_triangular(inverse, eye, upper=False), inverse)

@@ -20,10 +20,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+import flint
 import torch
+from flint import arb
 from torch import Tensor
 
 from fpcheck import constants as c
@@ -33,10 +36,12 @@ from fpcheck.certify.norms import row_norm_bounds
 from fpcheck.certify.operators import _RowNorm, _WeightedSum
 from fpcheck.certify.rounding import ROOM
 from fpcheck.certify.trace import Graph, Op, Ref
-from fpcheck.errors import UnsupportedOperatorError
+from fpcheck.errors import NonFiniteError, UnsupportedOperatorError
 
 __all__ = ["AbstractNode", "Coupling", "Local", "nodes_of"]
 
+# choice: bits of the derivatives' evaluation; the result is rounded to 53, so a few more suffice.
+_BITS = 80
 _CURVES = {
     "silu": (c.SILU_SLOPE_MAX, c.SILU_SECOND, c.SILU_THIRD),
     "gelu": (c.GELU_ERF_SLOPE_MAX, c.GELU_ERF_SECOND, c.GELU_ERF_THIRD),
@@ -134,11 +139,13 @@ def _node(graph: Graph, values: list[Any], i: int, op: Op, varying: tuple[bool, 
         return Product(i, op, values)
     if name in _CURVES:
         return Entrywise(i, op, values)
-    if name == "relu":
-        return Rectifier(i, op, values)
-    if name in _LINEAR or (name in ("mul", "div", "bmm", "mm", "addmm", "baddbmm") and not both):
-        if name == "div" and not (isinstance(op.args[0], Ref) and varying[op.args[0].index]):
-            raise _no_curvature(op)
+    if name in ("relu", "abs", "clamp", "clamp_min", "clamp_max"):
+        return Kinked(i, op, values)
+    if op.target in _SMOOTH:
+        return Smooth(i, op, values)
+    if name in _LINEAR or (name in ("mul", "bmm", "mm", "addmm", "baddbmm") and not both):
+        return None
+    if name == "div" and not (isinstance(op.args[1], Ref) and varying[op.args[1].index]):
         return None
     raise _no_curvature(op)
 
@@ -256,10 +263,8 @@ class WeightedSum(AbstractNode):
     def __init__(self, index: int, op: Op, values: list[Any], varying: tuple[bool, ...]) -> None:
         scores, held = op.args
         self.index, self.groups, self.name, self.where = index, (scores.index, held.index), "softmax", op.where
-        if not varying[held.index]:
-            raise UnsupportedOperatorError(
-                f"softmax at {op.where} weighs fixed values, for which there is no bound yet"
-            )
+        # Fixed values do not move; then scores are the only group.
+        self.groups = self.groups if varying[held.index] else self.groups[:1]
         s, v = values[scores.index], values[held.index]
         p = _WeightedSum.weights(s, op.kwargs["safe"])
         keys, width = v.shape[-2:]
@@ -284,7 +289,7 @@ class WeightedSum(AbstractNode):
     def blocks(self) -> tuple[Tensor, ...]:
         """Single scores; rows of values."""
         values = torch.arange(int(self._value.max()) + 1).repeat_interleave(self._width)
-        return torch.arange(self._rows * self._keys), values
+        return (torch.arange(self._rows * self._keys), values)[: len(self.groups)]
 
     @property
     def out_blocks(self) -> Tensor:
@@ -295,7 +300,8 @@ class WeightedSum(AbstractNode):
         """Theorem A5, with eta left out (it would need the node's own row of tangents)."""
         shape = (self._rows, self._keys)
         move, bend = (torch.where(self._present, x.reshape(shape), 0.0) for x in (a[0], b[0]))
-        nu, beta = (x[self._value].reshape(shape) for x in (a[1], b[1]))
+        still = torch.zeros(shape, dtype=torch.float64)
+        nu, beta = (x[1][self._value].reshape(shape) if len(x) > 1 else still for x in (a, b))
         if not float(move.max()) < 5.0:  # choice: beyond, the bounds are far from useful
             return None
         p, w = self.p, self.w
@@ -321,15 +327,30 @@ class WeightedSum(AbstractNode):
             return Coupling(self._query, into, torch.where(keep, bound, 0.0).flatten() * ROOM)
 
         scores = torch.arange(self._rows * self._keys)
-        return Local(
-            (coupling(on_scores, scores), coupling(delta, self._value)),
-            (coupling(on_scores2, scores), coupling(on_values2, self._value)),
-            over(delta * nu + delta2 * w).flatten(),
-        )
+        e = (coupling(on_scores, scores), coupling(delta, self._value))
+        e2 = (coupling(on_scores2, scores), coupling(on_values2, self._value))
+        groups = len(self.groups)
+        return Local(e[:groups], e2[:groups], over(delta * nu + delta2 * w).flatten())
+
+
+class _Separate(AbstractNode):
+    """A node that works entry by entry: every entry of an input or of the result is a block."""
+
+    _entries: Tensor
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Single entries."""
+        return (self._entries,) * len(self.groups)
+
+    @property
+    def out_blocks(self) -> Tensor:
+        """Single entries."""
+        return self._entries
 
 
 @final
-class Product(AbstractNode):
+class Product(_Separate):
     """g u, entry by entry, both varying: the bilinear form of one entry (Theorem A7)."""
 
     def __init__(self, index: int, op: Op, values: list[Any]) -> None:
@@ -338,16 +359,6 @@ class Product(AbstractNode):
         if not values[first.index].shape == values[second.index].shape:
             raise UnsupportedOperatorError(f"product at {op.where} broadcasts one varying tensor over another")
         self._entries = torch.arange(values[index].mid.numel())
-
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """Single entries."""
-        return self._entries, self._entries
-
-    @property
-    def out_blocks(self) -> Tensor:
-        """Single entries."""
-        return self._entries
 
     def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
         """The derivative in one factor is the other."""
@@ -359,7 +370,7 @@ def _function(name: str) -> Function:
 
 
 @final
-class Gated(AbstractNode):
+class Gated(_Separate):
     """f(g) u, entry by entry (Theorems C10, C11)."""
 
     def __init__(self, index: int, op: Op, values: list[Any]) -> None:
@@ -373,16 +384,6 @@ class Gated(AbstractNode):
         self.u = values[u.index].reshape(-1).magnitude()
         self.bounds = _CURVES[form]
         self._entries = torch.arange(self.u.numel())
-
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """Single entries."""
-        return self._entries, self._entries
-
-    @property
-    def out_blocks(self) -> Tensor:
-        """Single entries."""
-        return self._entries
 
     def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
         """Theorem C10 (SwiGLU) and C11 (gates), with the function's own constants."""
@@ -399,7 +400,7 @@ class Gated(AbstractNode):
 
 
 @final
-class Entrywise(AbstractNode):
+class Entrywise(_Separate):
     """f(x), entry by entry, for f with three bounded derivatives."""
 
     def __init__(self, index: int, op: Op, values: list[Any]) -> None:
@@ -413,16 +414,6 @@ class Entrywise(AbstractNode):
         self.bounds = _CURVES[form]
         self._entries = torch.arange(self.d2.numel())
 
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """Single entries."""
-        return (self._entries,)
-
-    @property
-    def out_blocks(self) -> Tensor:
-        """Single entries."""
-        return self._entries
-
     def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
         """Mean values: |f'(x + t) - f'(x)| is at most min(|f''| + sup |f'''| a, sup |f''|) a."""
         (move,), (bend,), (_, second, third) = a, b, self.bounds
@@ -432,29 +423,121 @@ class Entrywise(AbstractNode):
 
 
 @final
-class Rectifier(AbstractNode):
-    """max(x, 0), entry by entry: it does not bend, but for entries that may reach the kink (Theorem C8)."""
+class Kinked(_Separate):
+    """Straight pieces, entry by entry (ReLU, modulus, clamp): no bend, but for entries that may reach a kink.
+
+    There the slope may change by the largest difference of two slopes (Theorem C8).
+    """
 
     def __init__(self, index: int, op: Op, values: list[Any]) -> None:
-        (x,) = op.args
-        self.index, self.groups, self.name, self.where = index, (x.index,), "relu", op.where
+        x, *more = op.args
+        name = op.target.partition(".")[0]
+        self.index, self.groups, self.name, self.where = index, (x.index,), name, op.where
+        kinks = [float(k) for k in more if k is not None] if name.startswith("clamp") else [0.0]
+        self.jump = 2.0 if name == "abs" else 1.0
         centre = values[x.index].reshape(-1)
-        # Distance of the whole ball from 0.
-        self.gap = torch.maximum(centre.lower(), -centre.upper()).clamp_min(0)
+        # Distance of the whole ball from the nearest kink.
+        gaps = [torch.maximum((centre - k).lower(), -(centre - k).upper()) for k in kinks]
+        self.gap = torch.stack(gaps).amin(0).clamp_min(0)
         self._entries = torch.arange(self.gap.numel())
 
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """Single entries."""
-        return (self._entries,)
+    def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
+        """Where no kink is within reach nothing changes; elsewhere the slope by the jump, the value by jump times a."""
+        (move,) = a
+        reached = self.jump * (~(move * ROOM < self.gap)).double()
+        return Local((_diagonal(reached),), (_diagonal(reached),), reached * move * ROOM)
 
-    @property
-    def out_blocks(self) -> Tensor:
-        """Single entries."""
-        return self._entries
+
+Bend = Callable[..., tuple[arb, arb]]
+"""Bounds on the moduli of the second and third derivative over a ball; not finite where f may not be defined."""
+
+
+def _power_bends(x: arb, exponent: float) -> tuple[arb, arb]:
+    """Of x^e: e (e - 1) x^(e - 2), and e (e - 1)(e - 2) x^(e - 3)."""
+    whole = float(exponent).is_integer()
+    if not (x > 0 or (whole and (exponent >= 0 or not x.contains(0)))):
+        return arb.nan(), arb.nan()
+    e = arb(exponent)
+    second = abs(e * (e - 1))
+    return (
+        arb(0) if exponent in (0, 1) else second * _power_size(x, exponent - 2),
+        arb(0) if exponent in (0, 1, 2) else second * abs(e - 2) * _power_size(x, exponent - 2 - 1),
+    )
+
+
+def _power_size(x: arb, exponent: float) -> arb:
+    """|x|^exponent is largest at the end of the ball that is farthest from 0, or nearest to it."""
+    end = x.abs_upper() if exponent >= 0 else x.abs_lower()
+    return arb(1) if exponent == 0 else end ** arb(exponent)
+
+
+def _log_bends(x: arb) -> tuple[arb, arb]:
+    return (_power_size(x, -2), 2 * _power_size(x, -2 - 1)) if x > 0 else (arb.nan(), arb.nan())
+
+
+def _erf_bends(x: arb) -> tuple[arb, arb]:
+    slope = 2 * (-x * x).exp() / arb.pi().sqrt()
+    return abs(2 * x * slope), abs((2 * x * (2 * x) - 2) * slope)
+
+
+_SMOOTH: dict[str, Bend] = {
+    "exp.default": lambda x: (x.exp(), x.exp()),
+    "expm1.default": lambda x: (x.exp(), x.exp()),
+    "log.default": _log_bends,
+    "log1p.default": lambda x: _log_bends(1 + x),
+    "sin.default": lambda x: (abs(x.sin()), abs(x.cos())),
+    "cos.default": lambda x: (abs(x.cos()), abs(x.sin())),
+    "erf.default": _erf_bends,
+    "sqrt.default": lambda x: _power_bends(x, 0.5),
+    "rsqrt.default": lambda x: _power_bends(x, -0.5),
+    "reciprocal.default": lambda x: _power_bends(x, -1.0),
+    "square.default": lambda x: _power_bends(x, 2.0),
+    "pow.Tensor_Scalar": _power_bends,
+}
+
+
+@final
+class Smooth(_Separate):
+    """f(x), entry by entry, with the derivatives enclosed over the very intervals that the entries may reach.
+
+    For functions without bounds on the whole line, or none that are of use (Theorem C12).
+    """
+
+    def __init__(self, index: int, op: Op, values: list[Any]) -> None:
+        x, *more = op.args
+        name = op.target.partition(".")[0]
+        self.index, self.groups, self.name, self.where = index, (x.index,), name, op.where
+        self._bends, self._more = _SMOOTH[op.target], tuple(more)
+        self._centre = values[x.index].reshape(-1)
+        self._entries = torch.arange(self._centre.mid.numel())
+        held = self._derivatives(torch.zeros(self._entries.numel(), dtype=torch.float64))
+        if held is None:
+            raise NonFiniteError(f"{name} at {op.where} has no finite second derivative at the centre")
+        self.d2 = held[0]
+
+    def _derivatives(self, move: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Bounds on the second and third derivative within ``move`` of the centre; None where f may not be defined."""
+        reach = (self._centre.rad + move) * ROOM
+        if not bool(reach.isfinite().all() and self._centre.mid.isfinite().all()):
+            return None
+        seconds, thirds = [], []
+        with flint.ctx.workprec(_BITS):
+            for m, r in zip(self._centre.mid.tolist(), reach.tolist(), strict=True):
+                bends = self._bends(arb(m, r), *self._more)
+                if not all(v.is_finite() for v in bends):
+                    return None
+                found = [math.nextafter(float(v.abs_upper()), math.inf) for v in bends]
+                seconds.append(found[0])
+                thirds.append(found[1])
+        second, third = (torch.tensor(v, dtype=torch.float64) for v in (seconds, thirds))
+        return (second, third) if bool(second.isfinite().all() and third.isfinite().all()) else None
 
     def local(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Local | None:
-        """Where the kink is out of reach nothing changes; elsewhere the slope by 1, and the value by the movement."""
-        (move,) = a
-        reached = (move * ROOM >= self.gap).double()
-        return Local((_diagonal(reached),), (_diagonal(reached),), reached * move * ROOM)
+        """Theorem C12."""
+        (move,), (bend,) = a, b
+        held = self._derivatives(move)
+        if held is None:
+            return None
+        second, third = held
+        e2 = self.d2 * bend + third * move**2 / 2
+        return Local((_diagonal(second * move),), (_diagonal(e2),), second * move**2 / 2 * ROOM)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fpcheck.certify.balls import Ball
-from fpcheck.certify.functions import FUNCTIONS, GELU_TANH, Function, power
+from fpcheck.certify.functions import FUNCTIONS, GELU_TANH, Function, clamp, power, softplus
 from fpcheck.certify.reals import Reals
 from fpcheck.certify.rounding import up
 from fpcheck.certify.tangents import Tangents
@@ -218,10 +218,22 @@ def _function_of(name: str, args: Sequence[Argument], keywords: dict[str, Any]) 
         return GELU_TANH if form == "tanh" else FUNCTIONS["gelu"]
     if name == "pow":
         return power(args[1])
+    if keywords:
+        raise ValueError(f"{name} with {', '.join(keywords)}")
+    if name in ("clamp", "clamp_min", "clamp_max"):
+        ends = (*args[1:], None)
+        return clamp(None, ends[0]) if name == "clamp_max" else clamp(ends[0], ends[1])
+    if name == "softplus":
+        beta = args[1] if len(args) > 1 else 1
+        threshold = args[2] if len(args) > 2 else 20  # definition: torch's own default
+        return softplus(float(beta), float(threshold))
     return FUNCTIONS[name]
 
 
-@_rule("exp", "log", "tanh", "sigmoid", "silu", "gelu", "relu", "erf", "sin", "cos", "pow.Tensor_Scalar")
+@_rule(
+    "exp", "log", "tanh", "sigmoid", "silu", "gelu", "relu", "erf", "sin", "cos", "pow.Tensor_Scalar", "abs", "expm1",
+    "log1p", "clamp.default", "clamp_min.default", "clamp_max.default", "softplus",
+)  # fmt: skip
 class _Entrywise:
     @staticmethod
     def value(name: str, x: Argument, *more: Argument, **keywords: Any) -> Reals:
@@ -317,6 +329,151 @@ class _Reduction:
             if name == "mean"
             else spread,
         )
+
+
+@_rule("var.correction", "std.correction")
+class _Variance:
+    """Mean squared distance from the mean, over n - correction; and its root."""
+
+    @staticmethod
+    def _plan(
+        shape: Sequence[int], args: Sequence[Argument], keywords: dict[str, Any]
+    ) -> tuple[list[int], bool, float]:
+        """Dimensions, whether they stay, and what the sum of squares is divided by."""
+        dims, _ = _Reduction._dims(len(shape), args, keywords)
+        keep = bool(keywords.get("keepdim", False))
+        correction = keywords.get("correction")
+        count = math.prod(shape[d] for d in dims) - (1 if correction is None else correction)
+        if not count > 0:
+            raise ValueError("a variance over no more entries than its correction")
+        return dims, keep, float(count)
+
+    @staticmethod
+    def value(name: str, x: Argument, *more: Argument, **keywords: Any) -> Reals:
+        held = _reals(x)
+        dims, keep, count = _Variance._plan(held.shape, (x, *more), keywords)
+        centred = held - _Reduction._over("mean", held, dims, True, 0)
+        total = _Reduction._over("sum", centred.square(), dims, keep, 0) / count
+        return total.sqrt() if name == "std" else total
+
+    @staticmethod
+    def _slope(name: str, out: Ball, x: Ball, dims: list[int], keep: bool, count: float) -> Ball:
+        """What a movement of each entry does: 2 (x - mean) / count, over twice the root for ``std``."""
+        mean = x
+        for d in dims:
+            mean = mean.mean(d, keepdim=True)
+        centred = x - mean
+        if name == "var":
+            return centred * _ratio(2.0, count)
+        root = out if keep else out.reshape(*(1 if d in dims else size for d, size in enumerate(x.shape)))
+        return centred * root.reciprocal() * _ratio(1.0, count)
+
+    @staticmethod
+    def tangent(
+        name: str, out: Ball, args: Sequence[Argument], tangents: Sequence[Tangent], **keywords: Any
+    ) -> Tangent:
+        if tangents[0] is None:
+            return None
+        x = _as_ball(args[0])
+        dims, keep, count = _Variance._plan(x.shape, args, keywords)
+        return _Reduction._over("sum", tangents[0] * _Variance._slope(name, out, x, dims, keep, count), dims, keep, 1)
+
+    @staticmethod
+    def cotangent(name: str, out: Any, args: Sequence[Argument], g: Tangents, **keywords: Any) -> Sequence[Tangent]:
+        x = _as_ball(args[0])
+        dims, keep, count = _Variance._plan(x.shape, args, keywords)
+        kept = g if keep else g.reshape(g.shape[0], *(1 if d in dims else size for d, size in enumerate(x.shape)))
+        return (kept.expand(g.shape[0], *x.shape) * _Variance._slope(name, out, x, dims, keep, count),)
+
+
+def _ratio(above: float, below: float) -> Ball:
+    return Ball.exact(torch.tensor(above, dtype=torch.float64)) / below
+
+
+@_rule("amax", "amin")
+class _Extreme:
+    """The largest or the smallest entry along dimensions; where several may be it, the derivative holds them all."""
+
+    @staticmethod
+    def value(name: str, x: Argument, *more: Argument, **keywords: Any) -> Reals:
+        held = _reals(x)
+        dims, keep = _Reduction._dims(held.ndim, (x, *more), keywords)
+        shape = [1 if d in dims else size for d, size in enumerate(held.shape)]
+        order = (*(d for d in range(held.ndim) if d not in dims), *sorted(dims))
+        lanes = torch.arange(len(held.entries)).reshape(held.shape).permute(*order).reshape(math.prod(shape), -1)
+        if lanes.shape[1] == 0:
+            raise ValueError("an extreme of no entries")
+        best = []
+        for lane in lanes.tolist():
+            top = held.entries[lane[0]]
+            for i in lane[1:]:
+                top = _extreme(name, top, held.entries[i])
+            best.append(top)
+        kept = shape if keep else [size for d, size in enumerate(held.shape) if d not in dims]
+        return Reals(tuple(kept), best)
+
+    @staticmethod
+    def _weights(name: str, x: Ball, dims: list[int]) -> Ball:
+        """1 for the entry that is it, 0 for those that are not, [0, 1] for those that may be."""
+        low, high = (x.lower(), x.upper()) if name == "amax" else (-x.upper(), -x.lower())
+        may = high >= low.amax(dims, keepdim=True)
+        sure = may & (may.sum(dims, keepdim=True) == 1)
+        return Ball(torch.where(sure, 1.0, 0.5 * may.double()), 0.5 * (may & ~sure).double())
+
+    @staticmethod
+    def tangent(
+        name: str, out: Ball, args: Sequence[Argument], tangents: Sequence[Tangent], **keywords: Any
+    ) -> Tangent:
+        if tangents[0] is None:
+            return None
+        x = _as_ball(args[0])
+        dims, keep = _Reduction._dims(x.mid.ndim, args, keywords)
+        return _Reduction._over("sum", tangents[0] * _Extreme._weights(name, x, dims), dims, keep, 1)
+
+    @staticmethod
+    def cotangent(name: str, out: Any, args: Sequence[Argument], g: Tangents, **keywords: Any) -> Sequence[Tangent]:
+        x = _as_ball(args[0])
+        dims, keep = _Reduction._dims(x.mid.ndim, args, keywords)
+        kept = g if keep else g.reshape(g.shape[0], *(1 if d in dims else size for d, size in enumerate(x.shape)))
+        return (kept.expand(g.shape[0], *x.shape) * _Extreme._weights(name, x, dims),)
+
+
+def _extreme(name: str, p: arb | None, q: arb | None) -> arb | None:
+    """The larger or the smaller; None stands for minus infinity."""
+    if p is None or q is None:
+        return (q if p is None else p) if name in ("amax", "maximum") else None
+    return p.max(q) if name in ("amax", "maximum") else p.min(q)
+
+
+@_rule("maximum", "minimum")
+class _Larger:
+    """The larger or the smaller of two, entry by entry."""
+
+    @staticmethod
+    def value(name: str, a: Argument, b: Argument) -> Reals:
+        first, second = _reals(a), _reals(b)
+        shape = tuple(torch.broadcast_shapes(first.shape, second.shape))
+        pairs = zip(first.expand(shape).entries, second.expand(shape).entries, strict=True)
+        return Reals(shape, [_extreme(name, p, q) for p, q in pairs])
+
+    @staticmethod
+    def _weight(name: str, args: Sequence[Argument]) -> Ball:
+        """1 where the first is it, 0 where the second is, [0, 1] where either may be."""
+        gap = _as_ball(args[0]) - _as_ball(args[1])
+        gap = gap if name == "maximum" else -gap
+        sure = (gap.lower() > 0) | (gap.upper() < 0)
+        return Ball(torch.where(sure, (gap.mid > 0).double(), 0.5), 0.5 * (~sure).double())
+
+    @staticmethod
+    def tangent(name: str, out: Ball, args: Sequence[Argument], tangents: Sequence[Tangent]) -> Tangent:
+        weight, n = _Larger._weight(name, args), out.mid.ndim
+        total = _plus(_times(tangents[0], weight, n), _times(tangents[1], 1.0 + -weight, n))
+        return None if total is None else _spread(total, out)
+
+    @staticmethod
+    def cotangent(name: str, out: Any, args: Sequence[Argument], g: Tangents) -> Sequence[Tangent]:
+        weight = _Larger._weight(name, args)
+        return _unspread(g * weight, args[0]), _unspread(g * (1.0 + -weight), args[1])
 
 
 def _left_product(t: Tangents, b: Ball) -> Tangents:
@@ -420,6 +577,33 @@ class _Softmax:
     @staticmethod
     def cotangent(name: str, out: Any, args: Sequence[Argument], g: Tangents, **_: Any) -> Sequence[Tangent]:
         return (_Softmax.tangent(name, out, args, (g,)),)  # the Jacobian diag p - pp' is symmetric
+
+
+@_rule("_log_softmax")
+class _LogSoftmax:
+    """Scores less the logarithm of the sum of their exponentials along one dimension."""
+
+    @staticmethod
+    def value(name: str, x: Argument, dim: int, *_: Argument) -> Reals:
+        scores = _reals(x)
+        if any(v is None for v in scores.entries):
+            raise ValueError("a masked score: its logarithm is minus infinity")
+        # A common shift changes nothing; the largest midpoint keeps the exponentials in range.
+        shifted = scores - Reals.exact(scores.ball().mid.amax(dim, keepdim=True))
+        return shifted - shifted.exp().sum(dim, keepdim=True).map(arb.log)
+
+    @staticmethod
+    def tangent(name: str, out: Ball, args: Sequence[Argument], tangents: Sequence[Tangent]) -> Tangent:
+        t = tangents[0]
+        if t is None:
+            return None
+        dim = args[1] % out.mid.ndim + 1
+        return t - (t * out.exp()).sum(dim, keepdim=True).expand(*t.shape)
+
+    @staticmethod
+    def cotangent(name: str, out: Any, args: Sequence[Argument], g: Tangents) -> Sequence[Tangent]:
+        dim = args[1] % out.mid.ndim + 1
+        return (g - g.sum(dim, keepdim=True).expand(*g.shape) * out.exp(),)
 
 
 def _normalised(x: Rows, eps: float) -> tuple[Rows, Rows]:

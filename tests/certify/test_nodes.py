@@ -26,7 +26,7 @@ from fpcheck.certify import nodes
 from fpcheck.certify.balls import Ball
 from fpcheck.certify.operators import rule_for
 from fpcheck.certify.trace import Op, Ref
-from fpcheck.errors import UnsupportedOperatorError
+from fpcheck.errors import NonFiniteError, UnsupportedOperatorError
 
 D = torch.float64
 # A block norm is a rounded number; the bound is asked for one that is provably not below it.
@@ -165,6 +165,79 @@ class Softmax(Kind):
         return Attack(attack.u, (move, attack.move[1]), (bend, attack.bend[1]))
 
 
+class FixedValues(Softmax):
+    """Softmax weights of fixed values, one query."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__(keys, 2)
+        self.groups, self.vectors = ((keys,),), (False,)
+        # Values on a line, apart by different lengths: the extremes of a row pull against each other.
+        self.held = torch.outer(torch.linspace(-1, 1, keys, dtype=D) ** 3, torch.tensor([1.0, 0.5], dtype=D))
+
+    def phi(self, s):
+        return s.softmax(-1) @ self.held
+
+    def exact(self, s):
+        return exact_blocks.softmax(s) @ exact_blocks.reals(self.held)
+
+    def node(self, u):
+        from fpcheck.certify.enclosure import evaluate  # the rule wants reals
+        from fpcheck.certify.trace import Graph
+
+        (s,) = u
+        ops = (
+            Op("input", (), {}, None, "", tuple(s.shape)),
+            Op("constant", (), {}, self.held, "", tuple(self.held.shape)),
+            Op("weighted_sum", (Ref(0), Ref(1)), {"safe": False}, None, "", (len(s), 2)),
+        )
+        return nodes.WeightedSum(2, ops[2], evaluate(Graph(ops, 2), s), (True, False, True))
+
+    def admissible(self, attack):
+        p = attack.u[0].softmax(-1)
+        move, bend = (x - (p * x).sum(-1, keepdim=True) for x in (attack.move[0], attack.bend[0]))
+        return Attack(attack.u, (move,), (bend,))
+
+
+class Curve(Kind):
+    """A function without bounds on the whole line, one entry; ``least`` keeps the interval away from a pole at 0."""
+
+    groups = ((1,),)
+    vectors = (False,)
+
+    def __init__(self, target: str, f: Any, exact: Any, *more: Any, least: float | None = None) -> None:
+        self.target, self.phi, self.curve, self.more, self.least = target, f, exact, more, least
+
+    def exact(self, x):
+        return np.array([self.curve(v) for v in x], dtype=object)
+
+    def node(self, u):
+        return node_of(nodes.Smooth, self.target, u, *self.more)
+
+    def admissible(self, attack):
+        if self.least is None:
+            return attack
+        u = attack.u[0].abs() + self.least
+        return Attack((u,), (torch.minimum(torch.maximum(attack.move[0], -0.5 * u), 0.5 * u),), attack.bend)
+
+
+CURVES = {
+    "exp": Curve("exp.default", torch.exp, lambda v: v.exp()),
+    "expm1": Curve("expm1.default", torch.expm1, lambda v: v.exp() - 1),
+    "sin": Curve("sin.default", torch.sin, lambda v: v.sin()),
+    "cos": Curve("cos.default", torch.cos, lambda v: v.cos()),
+    "erf": Curve("erf.default", torch.erf, lambda v: v.erf()),
+    "square": Curve("square.default", torch.square, lambda v: v * v),
+    "cube": Curve("pow.Tensor_Scalar", lambda x: x**3, lambda v: v * v * v, 3),
+    "power": Curve("pow.Tensor_Scalar", lambda x: x**1.5, lambda v: v * v.sqrt(), 1.5, least=0.3),
+    "inverse square": Curve("pow.Tensor_Scalar", lambda x: x**-2.0, lambda v: 1 / (v * v), -2, least=0.3),
+    "log": Curve("log.default", torch.log, lambda v: v.log(), least=0.3),
+    "log1p": Curve("log1p.default", torch.log1p, lambda v: (1 + v).log(), least=0.3),
+    "sqrt": Curve("sqrt.default", torch.sqrt, lambda v: v.sqrt(), least=0.3),
+    "rsqrt": Curve("rsqrt.default", torch.rsqrt, lambda v: 1 / v.sqrt(), least=0.3),
+    "reciprocal": Curve("reciprocal.default", torch.reciprocal, lambda v: 1 / v, least=0.3),
+}
+
+
 class Factors(Kind):
     """g u, one entry."""
 
@@ -237,7 +310,9 @@ KINDS: dict[str, tuple[Kind, float]] = {
     "scores": (Scores(), 0.9),
     "softmax, 2 keys": (Softmax(2, 2), 0.9),
     "softmax, 4 keys": (Softmax(4, 2), 0.9),
+    "fixed values, 3 keys": (FixedValues(3), 0.8),
     "product": (Factors(), 0.999),
+    **{f"curve, {name}": (curve, 0.85) for name, curve in CURVES.items()},
     **{f"gate, {form}": (Gate(form), 0.99) for form in FORMS},
     **{f"entry, {form}": (Single(form), 0.99) for form in FORMS},
 }
@@ -492,10 +567,12 @@ def test_bounds_grow_with_the_movement_and_no_slower(name):
         # Softmax's exponentials of ever smaller scores keep an absolute error of some units in the last place of 1.
         room = 1e-14 if isinstance(node, nodes.WeightedSum) else 0.0
         for small, large in zip(part.e, whole.e, strict=True):
-            assert bool((small.bound <= s * large.bound * (1 + 1e-15) + room).all())
+            # A radius in Arb has 30 bits, so that curves' bounds grow with the movement up to that only.
+            more = 1e-8 if isinstance(node, nodes.Smooth) else 1e-15
+            assert bool((small.bound <= s * large.bound * (1 + more) + room).all())
         for small, large in zip(part.e2, whole.e2, strict=True):
             assert bool((small.bound <= large.bound).all())
-        assert bool((part.rho <= s * s * whole.rho * (1 + 1e-14) + room).all())
+        assert bool((part.rho <= s * s * whole.rho * (1 + 10 * more) + room).all())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -572,7 +649,53 @@ def test_what_cannot_be_bounded_is_refused():
     same = torch.ones(1, 2, dtype=D)
     with pytest.raises(UnsupportedOperatorError, match="broadcasts"):
         node_of(nodes.Product, "mul.Tensor", (same, torch.ones(1, 1, dtype=D)))
-    op = Op("weighted_sum", (Ref(0), Ref(1)), {"safe": False}, None, "file:3", (1, 1, 1))
-    with pytest.raises(UnsupportedOperatorError, match=r"file:3 weighs fixed values"):
-        nodes.WeightedSum(2, op, [], (True, False, True))
     assert rule_for("rms") is not None
+    with pytest.raises(NonFiniteError, match=r"log at here has no finite second derivative"):
+        node_of(nodes.Smooth, "log.default", (torch.tensor([[1.0, 0.0]], dtype=D),))
+
+
+@pytest.mark.parametrize(("name", "pole"), [("log", 0.0), ("sqrt", 0.0), ("rsqrt", 0.0), ("reciprocal", 0.0)])
+def test_a_ball_that_reaches_a_pole_is_refused(name, pole):
+    node = node_of(nodes.Smooth, f"{name}.default", (torch.tensor([[0.5, 2.0]], dtype=D),))
+    rest = torch.zeros(2, dtype=D)
+    for move, allowed in ((0.49, True), (0.5, False), (3.0, False), (math.inf, False), (math.nan, False)):
+        found = node.local((torch.tensor([move, 0.1], dtype=D),), (rest,))
+        assert (found is not None) is allowed
+
+
+# Operator, its function, where its kinks are, and the jump of its slope there.
+KINKED = {
+    "relu": ("relu.default", (), torch.relu, (0.0,), 1.0),
+    "abs": ("abs.default", (), torch.abs, (0.0,), 2.0),
+    "clamp": ("clamp.default", (-0.5, 0.75), lambda x: x.clamp(-0.5, 0.75), (-0.5, 0.75), 1.0),
+    "clamp from above": ("clamp.default", (None, 0.75), lambda x: x.clamp(max=0.75), (0.75,), 1.0),
+    "clamp_min": ("clamp_min.default", (-0.5,), lambda x: x.clamp_min(-0.5), (-0.5,), 1.0),
+    "clamp_max": ("clamp_max.default", (0.75,), lambda x: x.clamp_max(0.75), (0.75,), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", KINKED)
+def test_straight_pieces_bend_at_their_kinks_alone(name):
+    target, more, f, kinks, jump = KINKED[name]
+    u = torch.linspace(-2, 2, 81, dtype=D)  # kinks and their neighbours are among them
+    node = node_of(nodes.Kinked, target, (u,), *more)
+
+    def slopes(x: Tensor) -> Tensor:
+        """By differences of exact pieces: steps of 2^-30 beside each point, on both sides."""
+        h = 2.0**-30
+        return torch.stack([(f(x) - f(x - h)) / h, (f(x + h) - f(x)) / h])
+
+    gap = torch.stack([(u - k).abs() for k in kinks]).amin(0)
+    for a in (0.01, 0.05, 0.3, 1.7):
+        found = node.local((torch.full_like(u, a),), (torch.zeros_like(u),))
+        e, rho = found.e[0].bound, found.rho
+        # Nothing where no kink is within reach, the whole jump where one is.
+        assert bool((e[gap > a * (1 + 1e-8)] == 0).all())
+        assert bool((e[gap <= a] >= jump).all())
+        for t in torch.linspace(-a, a, 21, dtype=D):
+            for there in slopes(u + t):
+                for here in slopes(u):
+                    # Differences over 2^-30 of numbers near 2 are wrong by 2^-21.
+                    assert bool(((there - here).abs() <= e + 2.0**-20).all())
+            for here in slopes(u):
+                assert bool(((f(u + t) - f(u) - here * t).abs() <= rho + 2.0**-20).all())

@@ -97,5 +97,6 @@ THEOREM = Theorem(
     code=(
         "fpcheck/blocks/contractive.py:ContractiveBlock",
         "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
     ),
 )

@@ -106,5 +106,8 @@ THEOREM = Theorem(
         Claim("|sigma'''(x)| <= 1/8", SPACE, third, sharp=True),
         Claim("sigma'''(x) <= 1/24", SPACE, third_above, sharp=True, near=({"x": 2.3},)),
     ),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
 )

@@ -203,6 +203,9 @@ THEOREM = Theorem(
         Claim("|silu''(x)| <= 1/2", SPACE, second, sharp=True),
         Claim("|silu'''(x)| <= 0.308182", SPACE, third, sharp=True),
     ),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
     remarks=("The third derivative's bound is 0.3081815..., so 0.3081 is too small: an upper bound is rounded up.",),
 )

@@ -65,7 +65,10 @@ THEOREM = Theorem(
     ),
     source=Source("", derived=True),
     claims=(Claim("|relu(x) - relu(y)| <= |x - y|", (Reals("x", -3, 3), Reals("y", -3, 3)), chord, sharp=True),),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
     remarks=(
         "At 0 there is no derivative; what frameworks return there is a convention.",
         "The squared ReLU has the second derivative 2 where x > 0, but no bound on its slope.",

@@ -460,7 +460,10 @@ THEOREM = Theorem(
         Claim("e_g for a share s <= s e_g", (*SPACE[:4], Reals("share", 0.001, 1)), share_of_g, sharp=True),
         Claim("e_u for a share s <= s e_u", (*SPACE[:4], Reals("share", 0.001, 1)), share_of_u, sharp=True),
     ),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
     remarks=(
         "rho is not larger than (e_g a_g + e_u a_u) / 2, the bound from integrating e over the segment, and smaller "
         "where e_u < m_1 a_g.",

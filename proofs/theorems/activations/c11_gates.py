@@ -408,7 +408,10 @@ THEOREM = Theorem(
             near=({"a": 1.317, "b": 0.0, "B_12": 1.0, "B_112": 0.0},),
         ),
     ),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
     uses=("C6", "C10"),
     remarks=(
         "The slope of r is -1/epsilon at alpha = 1: a gate that may come near 1 makes these bounds useless. The "

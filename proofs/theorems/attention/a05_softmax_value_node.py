@@ -475,7 +475,10 @@ THEOREM = Theorem(
             "the same less what is linear in the state <= e_2", SPACE, slope_less_linear, sharp=True, near=(RARE_SPLIT,)
         ),
     ),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
     uses=("S5", "A6"),
     remarks=(
         "The weights of the centring are those of the centre, as fixed numbers: with weights that move along, the "

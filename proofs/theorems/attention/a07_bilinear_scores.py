@@ -215,7 +215,10 @@ THEOREM = Theorem(
             near=({"y": [0.5, 0.25, 0], "k": [0, 0.5, 0], "dk": [0.5, 0, 0], "other": [0.5, 0.25, 0]},),
         ),
     ),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
     uses=("S0",),
     remarks=(
         "The first part of the movement is whatever is linear in the state; the split need not be orthogonal.",

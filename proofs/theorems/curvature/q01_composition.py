@@ -208,7 +208,10 @@ THEOREM = Theorem(
         ),
         NotChecked("the chain rule, which gives the recursions of H1 to H6", "Dieudonne (1960), 8.2.1"),
     ),
-    code=("fpcheck/certify/curvature.py:curvature",),
+    code=(
+        "fpcheck/certify/curvature.py:curvature",
+        "fpcheck/check/full.py:full_lines",
+    ),
     remarks=(
         "U(z) stands on both sides of U(z) = U + C E U(z); C is strictly lower block triangular too, so bounds are "
         "computed node by node, each from earlier ones.",

@@ -161,6 +161,7 @@ THEOREM = Theorem(
             near=({"X": [1.0, 0.0, 0.0, 0.0, 0.0, 0.0], "S": [1.0, 0.0, 0.0, 0.0, 0.0, 0.0], "d": [1.0, 0.0]},),
         ),
     ),
+    code=("fpcheck/certify/middle.py:first_order", "fpcheck/check/second.py:tau_bound"),
     remarks=(
         "A power iteration on sum M_i'M_i approaches tau from below: good for choosing a metric, never for a bound. R3 "
         "and R4 bound it from above.",

@@ -162,7 +162,10 @@ THEOREM = Theorem(
             ),
         ),
     ),
-    code=("fpcheck/certify/curvature.py:curvature",),
+    code=(
+        "fpcheck/certify/curvature.py:curvature",
+        "fpcheck/check/full.py:full_lines",
+    ),
     remarks=(
         "theta = 1 is the common form and loses a factor of 2 to 5 on trained blocks. A good choice is theta_ij = "
         "|y-side row block j| / |x-side column block i|, with |x_i|, |y_j| replaced by norms of the blocks of X "

@@ -313,7 +313,11 @@ THEOREM = Theorem(
     not_checked=(
         NotChecked("a contraction of a closed ball into itself has a fixed point", "Banach (1922), Theorem 6"),
     ),
-    code=("fpcheck/certify/search.py:certify",),
+    code=(
+        "fpcheck/certify/search.py:certify",
+        "fpcheck/check/full.py:full_lines",
+        "fpcheck/check/quick.py:quick_lines",
+    ),
     uses=("B3",),
     remarks=(
         "The condition Y <= (1 - kappa(r)) r is not monotone in r: it fails for very small r. Part (d) separates the "

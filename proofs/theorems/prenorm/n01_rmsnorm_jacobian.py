@@ -162,6 +162,7 @@ THEOREM = Theorem(
         ),
     ),
     code=(
+        "fpcheck/certify/growth.py:growth",
         "fpcheck/certify/fusion.py:fuse",
         "fpcheck/certify/operators.py:rule_for",
     ),

@@ -284,7 +284,10 @@ THEOREM = Theorem(
             ),
         ),
     ),
-    code=("fpcheck/certify/nodes.py:nodes_of",),
+    code=(
+        "fpcheck/certify/nodes.py:nodes_of",
+        "fpcheck/check/bends.py:nodes_of",
+    ),
     uses=("N1", "N3", "N4"),
     remarks=(
         "All four figures are first-order exact: for a -> 0 some displacement reaches them. At a finite a the third "
