@@ -13,8 +13,9 @@ from fpcheck.certify.balls import Ball
 from fpcheck.certify.decision import Decisions
 from fpcheck.certify.metric import Metric
 from fpcheck.certify.rounding import up
+from fpcheck.certify.trace import Graph
 
-__all__ = ["Certificate", "Verdict"]
+__all__ = ["Certificate", "Verdict", "Witness"]
 
 
 class Verdict(enum.Enum):
@@ -22,6 +23,7 @@ class Verdict(enum.Enum):
 
     PROVED_ATTRACTING = "proved attracting"
     PROVED_EXISTS = "proved to exist"
+    REFUTED = "refuted"
     UNKNOWN = "unknown"
 
     @property
@@ -38,8 +40,30 @@ _TEXT = {
     Verdict.PROVED_EXISTS: (
         "there is a fixed point in the stated ball and no other; whether the loop runs towards it is not said"
     ),
+    Verdict.REFUTED: (
+        "there is a fixed point in the stated ball and no other, and it does not attract: an eigenvalue of modulus "
+        "above 1 is enclosed there"
+    ),
     Verdict.UNKNOWN: "nothing was proved, and nothing was refuted; the reason names the inequality that failed",
 }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """An eigenpair outside the unit circle, enclosed.
+
+    Attributes:
+        eigenvalue: Midpoint; for a complex pair the one with positive imaginary part.
+        vector: Midpoint of its eigenvector, ``(n)`` complex128, of length about 1.
+        radius: The exact pair is within this of both together, in the Euclidean norm of C^(n+1).
+        modulus: Lower bound on the modulus of the exact eigenvalue, above 1.
+    """
+
+    eigenvalue: complex
+    vector: Tensor
+    radius: float
+    modulus: float
 
 
 @final
@@ -53,30 +77,41 @@ class Certificate:
     Attributes:
         verdict: What was proved.
         reason: For UNKNOWN the inequality that failed and by how much, and what to try; else empty.
+        setting: ``"fast"`` or ``"sharp"``: which bounds proved it; None where nothing was.
         centre: The ball's centre c, ``(1, *state)`` float64.
         metric: The norm |v|_P = |L v|_2; None where none was found.
-        residual: Y, a bound on |F(c) - c|_P (of the Newton step for PROVED_EXISTS).
-        centre_rate: Z1, a bound on |J(c)|_P (of the Newton map's Jacobian for PROVED_EXISTS).
+        residual: Y, a bound on |F(c) - c|_P (of the Newton step for PROVED_EXISTS and REFUTED).
+        centre_rate: Z1, a bound on |J(c)|_P (of the Newton map's Jacobian likewise).
+        tau: In the sharp setting, a bound on the first-order part of the Jacobian's change, per unit of distance; else
+            None.
         radius: r, in the metric; 0 where nothing was proved.
         rate: kappa, a bound on |J(z)|_P for all z in the ball, per loop step.
         error_bound: A bound on |z* - c|_P.
-        error_rate: The same as ``rate`` for the ball of radius near ``error_bound``: the rate in the long run.
-        shares: By node, its part of kappa - Z1: what limits the radius.
+        error_rate: The same as ``rate`` for the ball of radius ``near_radius``: the rate in the long run.
+        near_radius: Radius of the small ball that gives ``error_bound`` and ``error_rate``.
+        shares: By node, a part of kappa - Z1: a guide to what limits the radius.
         decisions: The decoded answers and how firm they are; None without a linear read-out.
+        graph: The recorded operators of the map.
+        witness: For REFUTED an eigenpair of J(z*) outside the unit circle; else None.
     """
 
     verdict: Verdict
     reason: str
+    setting: str | None
     centre: Tensor
     metric: Metric | None
     residual: float
     centre_rate: float
+    tau: float | None
     radius: float
     rate: float
     error_bound: float
     error_rate: float
+    near_radius: float
     shares: dict[str, float]
     decisions: Decisions | None
+    graph: Graph
+    witness: Witness | None = None
 
     @property
     def euclidean_radius(self) -> float:

@@ -25,7 +25,7 @@ from fpcheck.certify.nodes import nodes_of
 from fpcheck.certify.norms import row_norm_bounds
 from fpcheck.certify.rounding import inflate, up
 from fpcheck.certify.tangents import Tangents
-from fpcheck.certify.trace import trace
+from fpcheck.certify.trace import Graph, trace
 from fpcheck.errors import UnsupportedOperatorError
 
 __all__ = ["Decisions", "decisions"]
@@ -40,10 +40,12 @@ class Decisions:
         answer: The class with the largest logit, by token, ``(*tokens)``.
         radius: By token, ``(*tokens)``: every state less than this far from the centre has the same answer; 0 where two
             classes tie.
+        graph: The read-out.
     """
 
     answer: Tensor
     radius: Tensor
+    graph: Graph
 
 
 def decisions(
@@ -89,4 +91,4 @@ def decisions(
     others[index, answer] = False
     radius = torch.where(others, margin.clamp_min(0) / length * (1 - 2.0**-50), math.inf).amin(-1)
     shape = values[graph.output].shape[1:-1]
-    return Decisions(answer.reshape(shape), radius.reshape(shape))
+    return Decisions(answer.reshape(shape), radius.reshape(shape), graph)

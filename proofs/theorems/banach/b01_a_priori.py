@@ -201,7 +201,11 @@ THEOREM = Theorem(
             "Banach (1922), Theorem 6; any text on metric spaces",
         ),
     ),
-    code=("fpcheck/blocks/contractive.py:ContractiveBlock",),
+    code=(
+        "fpcheck/blocks/contractive.py:ContractiveBlock",
+        "fpcheck/certify/globally.py:GlobalCertificate",
+        "fpcheck/certify/progress.py:steps_to_tolerance",
+    ),
     uses=("B2",),
     remarks=(
         "L^k d <= (1 - L) tau is enough for an error of tau. The a-posteriori form (B2) is never worse: the last step "

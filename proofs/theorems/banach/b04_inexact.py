@@ -246,7 +246,7 @@ THEOREM = Theorem(
             ),
         ),
     ),
-    code=("fpcheck/spectral/multistart.py:multistart",),
+    code=("fpcheck/certify/running.py:running", "fpcheck/spectral/multistart.py:multistart"),
     uses=("B2", "B3"),
     remarks=(
         "In (c) the fixed point exists by B3, since Y <= (1 - kappa) R.",

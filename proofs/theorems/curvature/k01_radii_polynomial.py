@@ -264,7 +264,11 @@ THEOREM = Theorem(
         NotChecked("a contraction of a closed ball into itself has a fixed point", "Banach (1922), Theorem 6"),
         NotChecked("an injective square matrix is invertible; A is, if A (I - J) is", "Horn and Johnson (2013), 0.5"),
     ),
-    code=("fpcheck/certify/search.py:certify",),
+    code=(
+        "fpcheck/certify/search.py:certify",
+        "fpcheck/check/full.py:full_lines",
+        "fpcheck/check/quick.py:quick_lines",
+    ),
     uses=("B3",),
     remarks=(
         "For Z_2 = 0 there is one radius, r_1 = Y / g, and nothing beyond it in the ball.",

@@ -234,6 +234,11 @@ THEOREM = Theorem(
         ),
         NotChecked("Df is continuous near z*", "an assumption on f, met by smooth blocks"),
     ),
+    code=(
+        "fpcheck/certify/repelling.py:repelling",
+        "fpcheck/certify/repelling.py:outlying",
+        "fpcheck/certify/search.py:certify",
+    ),
     uses=("K1", "Q4"),
     remarks=(
         "rho(J*) < 1 is between (a) and (b) decided by a metric (B7, B10), by k steps (B5) or by weights (B6).",

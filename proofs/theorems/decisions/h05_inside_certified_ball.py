@@ -178,8 +178,11 @@ THEOREM = Theorem(
         ),
     ),
     code=(
+        "fpcheck/certify/progress.py:steps_to_decision",
         "fpcheck/certify/certificate.py:Certificate",
         "fpcheck/certify/decision.py:decisions",
+        "fpcheck/check/full.py:full_lines",
+        "fpcheck/check/quick.py:quick_lines",
     ),
     uses=("Q4",),
     remarks=(

@@ -262,7 +262,11 @@ THEOREM = Theorem(
             "Higham (2002), section 3.1 and 4.2",
         ),
     ),
-    code=("fpcheck/certify/rounding.py:gamma",),
+    code=(
+        "fpcheck/certify/rounding.py:gamma",
+        "fpcheck/certify/roundings.py:lost",
+        "fpcheck/check/clouds.py:gamma",
+    ),
     uses=("S0",),
     remarks=(
         "Underflow is outside the model: it adds at most n times the smallest positive float to an inner product; so "

@@ -201,6 +201,8 @@ THEOREM = Theorem(
         "fpcheck/certify/curvature.py:curvature",
         "fpcheck/certify/metric.py:Metric",
         "fpcheck/certify/norms.py:norm_bound",
+        "fpcheck/check/full.py:full_lines",
+        "fpcheck/check/clouds.py:Cloud",
     ),
     uses=("R1",),
     remarks=(

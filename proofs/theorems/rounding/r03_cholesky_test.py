@@ -262,7 +262,10 @@ THEOREM = Theorem(
             "Higham (2002), section 10.1.1",
         ),
     ),
-    code=("fpcheck/certify/norms.py:norm_bound",),
+    code=(
+        "fpcheck/certify/norms.py:norm_bound",
+        "fpcheck/check/clouds.py:norm_bound",
+    ),
     uses=("R1", "S0"),
     remarks=(
         "K need not be the square of a float: k = sqrt(K), rounded up, is the norm that is reported.",
