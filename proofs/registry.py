@@ -31,6 +31,7 @@ CHAPTERS: dict[str, tuple[str, str]] = {
     "gradients": ("Gradients", "How wrong is a gradient taken through the fixed-point equation?"),
     "halting": ("Halting", "What does a small residual promise, and when does it lie?"),
     "decisions": ("Decision stability", "From when on can the answer no longer change?"),
+    "statistics": ("Samples", "What does a sample of inputs say about all of them?"),
 }
 
 _FILE = re.compile(r"^([a-z]+)(\d+)([a-z]?)_[a-z0-9_]+\.py$")

@@ -167,6 +167,7 @@ THEOREM = Theorem(
             "Weierstrass, e.g. Rudin (1976), Theorem 4.16",
         ),
     ),
+    code=("fpcheck/certify/globally.py:GlobalCertificate",),
     uses=("N1",),
     remarks=(
         "Nothing is said about uniqueness or convergence: a bounded loop may cycle or be chaotic within the ball.",

@@ -445,7 +445,7 @@ THEOREM = Theorem(
         Claim("attention with two heads is 1-Lipschitz", ATTENTION_SPACE, attention, sharp=True, near=(HEADS_ADD, HOT)),
         Claim("the block: |F(y) - F(z)| <= rate |y - z|", SPACE, block, sharp=True, near=(STREAM,)),
     ),
-    code=("fpcheck/blocks/contractive.py:ContractiveBlock",),
+    code=("fpcheck/blocks/contractive.py:ContractiveBlock", "fpcheck/certify/globally.py:certify_global"),
     uses=("B1", "C5", "F6a", "F6b", "S0"),
     remarks=(
         "The order of the Schatten norm only decides how much is given away: at most the factor n^(1/(2k)) for a "

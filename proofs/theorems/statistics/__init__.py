@@ -1,0 +1,1 @@
+"""Samples: theorems of this chapter."""
