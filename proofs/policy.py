@@ -12,7 +12,7 @@ from proofs.links import citing_files, package_folder
 from proofs.registry import theorem_ids
 
 # Rooms whose figures are bounds, or decide by bounds.
-ROOMS = ("certify", "adjoint", "halting")
+ROOMS = ("certify", "check", "adjoint", "halting")
 # Numbers that carry no theorem: exact in every arithmetic and part of any formula.
 PLAIN = (0, 1, 2, 0.5)
 # Comments that begin so, on the line or above the statement: an engineering choice, such as an iteration limit, on
