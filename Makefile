@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 NAME ?= s3
+# Some 50 seconds each on two cores: five minutes.
+INPUTS ?= 6
 
-.PHONY: setup certify test test-all lint bench docs clean
+.PHONY: setup certify test test-all lint bench bench-certificates docs clean
 .DEFAULT_GOAL := certify
 
 setup: $(SETUP)
@@ -15,7 +17,7 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 certify: $(SETUP)
-	$(BIN)/fpcheck certify $(NAME) --inputs 16 --out out/$(NAME)
+	$(BIN)/fpcheck certify $(NAME) --inputs $(INPUTS) --out out/$(NAME)
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
@@ -32,6 +34,12 @@ bench: $(SETUP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python tests/bench/solvers.py
 	$(BIN)/python tests/bench/spectral.py
+	$(BIN)/python tests/bench/gradients.py
+	$(BIN)/python tests/bench/gradient_error.py
+
+# What certificates reach on held-out inputs, and what they cost: an hour and more.
+bench-certificates: $(SETUP)
+	$(BIN)/python tests/bench/certificates.py --inputs $(INPUTS)
 
 docs: $(SETUP)
 	$(BIN)/python docs/make.py

@@ -25,6 +25,11 @@ class ScaledLoop(nn.Module):
 torch.manual_seed(0)
 block = ScaledLoop(alpha=0.5).eval()
 unscaled = ScaledLoop(alpha=1.0).eval()  # alpha = 1 drops the layer: the state drifts by x at every step
+torch.manual_seed(0)
+strong = ScaledLoop(alpha=0.5).eval()  # `block` with branches 15 times as strong: some of its loops oscillate
+with torch.no_grad():
+    strong.layer.self_attn.out_proj.weight *= 15
+    strong.layer.linear2.weight *= 15
 
 
 def inputs(count: int, seed: int) -> Tensor:

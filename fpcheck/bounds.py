@@ -5,25 +5,34 @@ The settling is a search; what a row says is proved is a bound, rounding include
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from fpcheck.certify import Certificate, Verdict, certify
+from fpcheck.certify import Certificate, Verdict, certify, decisions
+from fpcheck.certify.settings import Fast, Sharp
+from fpcheck.certify.statistical import Share, share
+from fpcheck.errors import UnsupportedOperatorError
 from fpcheck.loop import Loop
 from fpcheck.settle import settle
 from fpcheck.target import Target
 
-__all__ = ["BoundRow", "Bounds", "bound"]
+__all__ = ["BoundRow", "Bounds", "bound", "statistical"]
 
 # Decisions are also asked for where halting usually happens.
 _HALTING = 1e-3
+# choice: how far into the ball a trajectory is followed, for the figure.
+_FOLLOWED = 1e-3
+# Balls are made longer towards the first state with this relative residual: some three times the one above.
+_AHEAD = 3e-3
 
 
+@final
 @dataclass(frozen=True)
 class BoundRow:
     """What was proved about one input. Figures that do not apply are None.
@@ -42,7 +51,11 @@ class BoundRow:
         stable: Share of tokens whose answer at the fixed point is proved.
         stable_when_halting: Share of tokens whose answer is proved never to change from the first state on whose
             relative residual is at most 1e-3.
-        limits: The node with the largest share of the curvature, and its share.
+        undecided: Why nothing is said about answers although there is a read-out; else empty.
+        shares: By node, its share of what the Jacobian's bound grows by over the ball: a guide to what limits
+            the radius.
+        distances: By loop step, a bound on the distance of the trajectory from the centre, over the radius: the
+            trajectory is in the ball where this is at most 1. Followed to a thousandth of the radius.
         seconds: How long the proof took.
     """
 
@@ -58,10 +71,13 @@ class BoundRow:
     entry_residual: float | None = None
     stable: float | None = None
     stable_when_halting: float | None = None
-    limits: str | None = None
+    undecided: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    distances: tuple[float, ...] = ()
     seconds: float = 0.0
 
 
+@final
 @dataclass(frozen=True)
 class Bounds:
     """All rows, with their certificates.
@@ -86,13 +102,22 @@ class Bounds:
         return all(row.verdict is Verdict.PROVED_ATTRACTING for row in self.rows)
 
 
-def bound(target: Target, *, max_steps: int = 2000, progress: Callable[[str, int, int], None] | None = None) -> Bounds:
+def bound(
+    target: Target,
+    *,
+    max_steps: int = 2000,
+    setting: Fast | Sharp | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    finished: Callable[[BoundRow, Certificate, Loop], None] | None = None,
+) -> Bounds:
     """Settle every input's loop and certify the point it settles on.
 
     Args:
         target: Block, injections, start states.
+        setting: How much work goes into the bounds; see `certify`.
         max_steps: Loop steps per input, at most.
         progress: Called with a stage's name, what is done and what there is to do.
+        finished: Called with each input's row, certificate and loop as soon as they are there.
 
     Raises:
         BlockError, InputError: The block is no pure map on states, or has an operator without a sound rule.
@@ -111,57 +136,102 @@ def bound(target: Target, *, max_steps: int = 2000, progress: Callable[[str, int
         tell("certify", i, loop.batch_size)
         start = time.perf_counter()
         single = loop.sample(i)
-        found = certify(single, settled.points[i : i + 1].detach(), readout=target.readout)
+        with torch.no_grad():
+            approach = _on_the_way(single, target.z0[i : i + 1], max_steps)
+        found = certify(single, settled.points[i : i + 1].detach(), setting=setting, approach=approach)
+        if found.verdict is Verdict.UNKNOWN and settled.kind[i] is None:
+            status = settled.run.status[i].name
+            found = replace(found, reason=f"the loop did not settle ({status}); where it got to, {found.reason}")
+        found, undecided = _decided(found, target)
         seconds = time.perf_counter() - start
         with torch.no_grad():
-            rows.append(_row(i, single, target.z0[i : i + 1], found, seconds, max_steps))
+            row = _row(i, single, target.z0[i : i + 1], found, max_steps)
+        rows.append(replace(row, undecided=undecided, seconds=seconds))
         certificates.append(found)
+        if finished is not None:
+            finished(rows[-1], found, single)
     tell("certify", loop.batch_size, loop.batch_size)
     return Bounds(target.name, dict(target.source), tuple(rows), tuple(certificates))
 
 
-def _row(i: int, loop: Loop, z0: Tensor, found: Certificate, seconds: float, max_steps: int) -> BoundRow:
-    row = BoundRow(i, found.verdict, found.reason, seconds=seconds)
+def statistical(bounds: Bounds, *, confidence: float = 0.95) -> Share:
+    """What the certified share of these inputs says about all inputs that are drawn like them.
+
+    Args:
+        bounds: Of inputs that were drawn independently, their number fixed beforehand.
+        confidence: In no more than ``1 - confidence`` of all such samples is the bound above the true share.
+
+    Raises:
+        InputError: ``confidence`` is not strictly between 0 and 1, or there are no inputs.
+
+    Guarantee: bound at the stated confidence, rounding included.
+    Source: Theorem P1.
+    """
+    proved = sum(row.verdict is Verdict.PROVED_ATTRACTING for row in bounds.rows)
+    return share(proved, len(bounds.rows), confidence=confidence)
+
+
+def _decided(found: Certificate, target: Target) -> tuple[Certificate, str]:
+    """The certificate with what it says about answers, or why it says nothing: the proof of the loop stands alone."""
+    if target.readout is None or found.metric is None or found.verdict is Verdict.UNKNOWN:
+        return found, ""
+    try:
+        decided = decisions(target.readout, found.centre, found.metric, dtype=target.z0.dtype)
+    except UnsupportedOperatorError as error:
+        return found, str(error)
+    return replace(found, decisions=decided), ""
+
+
+def _on_the_way(loop: Loop, z0: Tensor, max_steps: int) -> Tensor | None:
+    """The first state of the trajectory with a residual that a ball may hold."""
+    z = z0
+    for _ in range(max_steps):
+        image = loop(z)
+        if float((image - z).norm()) <= _AHEAD * float(image.norm()):
+            return z
+        z = image
+    return None
+
+
+def _row(i: int, loop: Loop, z0: Tensor, found: Certificate, max_steps: int) -> BoundRow:
+    row = BoundRow(i, found.verdict, found.reason)
     if found.verdict is Verdict.UNKNOWN:
         return row
     size = float(found.centre.norm())
-    step, residual, halting = _trajectory(loop, z0, found, max_steps)
     total = sum(found.shares.values())
-    name, share = max(found.shares.items(), key=lambda pair: pair[1], default=("", 0.0))
     stable = found.decision_stable
-    return replace(
+    row = replace(
         row,
-        rate=found.error_rate,
-        ball_rate=found.rate,
         radius=found.radius,
         relative_radius=found.euclidean_radius / size if size > 0 else None,
         relative_error=found.euclidean_error_bound / size if size > 0 else None,
-        entry_step=step,
-        entry_residual=residual,
         stable=None if stable is None else float(stable.double().mean()),
-        stable_when_halting=halting,
-        limits=f"{name} ({share / total:.0%})" if total > 0 else None,
+        shares={name: share / total for name, share in found.shares.items()} if total > 0 else {},
     )
-
-
-def _trajectory(
-    loop: Loop, z0: Tensor, found: Certificate, max_steps: int
-) -> tuple[int | None, float | None, float | None]:
-    """Step and relative residual at which the trajectory enters the ball; share decided at halting."""
-    entry: int | None = None
-    entry_residual: float | None = None
-    halting: float | None = None
     if found.verdict is not Verdict.PROVED_ATTRACTING:
-        return entry, entry_residual, halting
+        # The rates of such a certificate are a Newton map's, not the loop's.
+        return row
+    return _followed(replace(row, rate=found.error_rate, ball_rate=found.rate), loop, z0, found, max_steps)
+
+
+def _followed(row: BoundRow, loop: Loop, z0: Tensor, found: Certificate, max_steps: int) -> BoundRow:
+    """The row with its trajectory: when it enters the ball, and what is decided where halting usually happens."""
+    distances: list[float] = []
     z = z0
     for step in range(max_steps):
         image = loop(z)
+        if not bool(image.isfinite().all()):
+            break
         residual = float((image - z).norm() / image.norm())
-        if halting is None and residual <= _HALTING and found.decisions is not None:
-            halting = float(found.decided(z).double().mean())
-        if entry is None and found.holds(z):
-            entry, entry_residual = step, residual
-        if entry is not None and (halting is not None or found.decisions is None):
+        distance = found.distance(z)
+        distances.append(distance / found.radius)
+        if row.stable_when_halting is None and residual <= _HALTING and found.decisions is not None:
+            row = replace(row, stable_when_halting=float(found.decided(z).double().mean()))
+        if row.entry_step is None and distance <= found.radius:
+            row = replace(row, entry_step=step, entry_residual=residual)
+        known = row.entry_step is not None and (found.decisions is None or row.stable_when_halting is not None)
+        # Where the distance no longer falls, rounding is all that is left.
+        if known and (distances[-1] <= _FOLLOWED or min(distances[:-1], default=math.inf) <= distances[-1]):
             break
         z = image
-    return entry, entry_residual, halting
+    return replace(row, distances=tuple(distances))

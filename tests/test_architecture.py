@@ -20,6 +20,7 @@ ORDER = [
     "solve",
     "adjoint",
     "spectral",
+    "check",
     "certify",
     "halting",
     "testing",
@@ -31,6 +32,7 @@ ORDER = [
     "assess",
     "survey",
     "bounds",
+    "everywhere",
     "report",
     "cli",
 ]
@@ -68,6 +70,15 @@ def test_an_import_against_the_order_is_seen():
     assert all(ORDER.index(r) > ORDER.index("loop") for r in rooms)
 
 
+def test_the_checker_knows_nothing_of_the_maker():
+    # Its verdict is worth something because it shares no arithmetic with the room whose certificates it checks.
+    files = sorted((ROOT / "check").glob("*.py"))
+    assert len(files) > 5
+    rooms = set().union(*(imported_rooms(path.read_text()) for path in files))
+    assert rooms <= {"check", "constants", "errors", "_version"}
+    assert not any("torch" in path.read_text() for path in files)
+
+
 def test_importing_fpcheck_loads_no_command_line_and_no_plotting():
     # A library user pays for neither; checked in a fresh interpreter because this one has loaded everything.
     import subprocess
@@ -79,6 +90,40 @@ def test_importing_fpcheck_loads_no_command_line_and_no_plotting():
 
 
 PUBLIC = {
+    "Arithmetic",
+    "CertificateFileError",
+    "EstimatedConstants",
+    "Fast",
+    "GlobalCertificate",
+    "GlobalVerdict",
+    "GradientErrorBound",
+    "GradientErrorEstimate",
+    "ProvedConstants",
+    "Sensitivity",
+    "Share",
+    "Sharp",
+    "Study",
+    "Violation",
+    "Witness",
+    "certify_global",
+    "check",
+    "gradient_error",
+    "save",
+    "share_bound",
+    "statistical",
+    "steps_to_decision",
+    "steps_to_tolerance",
+    "violation",
+    "GMRES",
+    "AdjointConvergenceError",
+    "DirectSolve",
+    "FixedPoint",
+    "Implicit",
+    "Neumann",
+    "OneStep",
+    "Phantom",
+    "TruncatedWindow",
+    "Unrolled",
     "Certificate",
     "UnsupportedOperatorError",
     "Verdict",

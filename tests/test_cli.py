@@ -16,6 +16,8 @@ from fpcheck.blocks import load
 from fpcheck.report.document import SCHEMA, VERSION
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "my_block.py"
+# The level that measures; tests/test_bounds.py holds those of the default, which proves.
+ESTIMATE = ("--level", "estimate")
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def fpcheck(capsys, monkeypatch):
 
 
 def test_the_shipped_model_settles_and_says_estimate(fpcheck, tmp_path):
-    code, out, err = fpcheck("certify", "s3", "--inputs", "4", "--out", tmp_path / "o")
+    code, out, err = fpcheck("certify", "s3", "--inputs", "4", *ESTIMATE, "--out", tmp_path / "o")
     assert code == 0, out + err
     assert "level ESTIMATE" in out
     assert "ESTIMATE: 4 of 4 inputs settle" in out
@@ -120,7 +122,7 @@ def test_spectrum_refuses_bad_options(fpcheck, words, message):
 
 
 def test_its_partner_without_scaling_fails_and_says_why(fpcheck):
-    code, out, _ = fpcheck("certify", "s3-unscaled", "--inputs", "3", "--max-steps", "300")
+    code, out, _ = fpcheck("certify", "s3-unscaled", "--inputs", "3", "--max-steps", "300", *ESTIMATE)
     assert code == 1
     assert "ESTIMATE: 0 of 3 inputs settle" in out
     assert "FAILED on 3 inputs (0, 1, 2): the loop did not settle: DIVERGING" in out
@@ -128,27 +130,28 @@ def test_its_partner_without_scaling_fails_and_says_why(fpcheck):
 
 
 def test_the_models_own_precision(fpcheck):
-    code, out, _ = fpcheck("certify", "s3", "--inputs", "2", "--dtype", "own")
+    code, out, _ = fpcheck("certify", "s3", "--inputs", "2", "--dtype", "own", *ESTIMATE)
     assert code == 0, out
     assert "measured in float32" in out
 
 
 def test_a_users_file_passes_and_its_partner_fails(fpcheck):
-    assert fpcheck("certify", f"{EXAMPLE}:block", "--inputs", "2")[0] == 0
-    code, out, _ = fpcheck("certify", f"{EXAMPLE}:unscaled", "--inputs", "2", "--max-steps", "200")
+    assert fpcheck("certify", f"{EXAMPLE}:block", "--inputs", "2", *ESTIMATE)[0] == 0
+    code, out, _ = fpcheck("certify", f"{EXAMPLE}:unscaled", "--inputs", "2", "--max-steps", "200", *ESTIMATE)
     assert code == 1
     assert "FAILED on 2 inputs" in out
 
 
 def test_json_goes_to_standard_output_alone(fpcheck):
-    code, out, _ = fpcheck("certify", f"{EXAMPLE}:block", "--inputs", "2", "--json")
+    code, out, _ = fpcheck("certify", f"{EXAMPLE}:block", "--inputs", "2", *ESTIMATE, "--json")
     assert code == 0
     assert json.loads(out)["passed"] is True
 
 
 def test_equal_calls_give_equal_documents_and_another_seed_another(fpcheck):
-    one, two = (fpcheck("certify", f"{EXAMPLE}:block", "--inputs", "2", "--json")[1] for _ in range(2))
-    other = fpcheck("certify", f"{EXAMPLE}:block", "--inputs", "2", "--seed", "1", "--json")[1]
+    words = ("certify", f"{EXAMPLE}:block", "--inputs", "2", *ESTIMATE, "--json")
+    one, two = (fpcheck(*words)[1] for _ in range(2))
+    other = fpcheck(*words, "--seed", "1")[1]
     assert one == two
     assert one != other
 
@@ -161,7 +164,8 @@ def test_an_official_checkpoint_with_its_configuration_and_data(fpcheck, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
     inputs = np.tile(np.arange(12) % 6 + 1, (3, 1))
     np.savez(tmp_path / "data.npz", inputs=inputs)
-    words = ("certify", tmp_path / "step_1.pt", "--config", tmp_path / "config.json", "--data", tmp_path / "data.npz")
+    words = ("certify", tmp_path / "step_1.pt", "--config", tmp_path / "config.json", "--data", tmp_path / "data.npz",
+             *ESTIMATE)  # fmt: skip
     code, out, err = fpcheck(*words)
     assert code == 0, out + err
     assert "3 of 3 inputs settle" in out
@@ -175,7 +179,7 @@ def test_training_writes_a_model_that_can_be_certified(fpcheck, tmp_path):
     card = json.loads((tmp_path / "model" / "card.json").read_text())
     assert card["command"] == "fpcheck train s3 --steps 3 --batch-size 4 --threads 1"
     for folder in (tmp_path, tmp_path / "model"):
-        assert fpcheck("certify", folder, "--inputs", "1")[0] == 0
+        assert fpcheck("certify", folder, "--inputs", "1", *ESTIMATE)[0] == 0
     # A second run has nothing left to train, and replaces the model.
     assert fpcheck(*words)[0] == 0
 
@@ -221,7 +225,17 @@ def good(z, x): return 0.5 * z + x
         (["certify", "blocks.py:raises", "--state-shape", "4"], "RuntimeError: boom"),
         (["certify", "broken.py:block"], "importing broken.py failed: SyntaxError"),
         (["certify", "s3", "--inputs", "0"], "inputs=0; expected at least 1"),
-        (["certify", "s3", "--rtol", "0"], "expected rtol > 0"),
+        (["certify", "s3", "--level", "estimate", "--rtol", "0"], "expected rtol > 0"),
+        (["certify", "s3", "--level", "estimate", "--rtol", "nan"], "expected rtol > 0"),
+        (["certify", "s3", "--rtol", "1e-5"], "rtol=1e-05: plays no part at --level bound; .* --level estimate"),
+        (["certify", "s3", "--dtype", "float64"], "dtype=float64: plays no part at --level bound"),
+        (["certify", "s3", "--max-steps", "0"], "max_steps=0"),
+        (
+            ["certify", "s3", "--level", "estimate", "--setting", "fast"],
+            "setting=fast: plays no part at --level estimate",
+        ),
+        (["certify", "s3", "--level", "estimate", "--certificates", "c"], "certificates=c: plays no part"),
+        (["certify", "s3", "--certificates", "blocks.py/below"], "certificates=.*cannot write there.* --certificates"),
         (["certify", "s3", "--out", "blocks.py/below"], "cannot write there"),
         (["certify", "truncated.pt", "--config", "config.json", "--data", "data.npz"], "truncated.pt"),
         (["certify", "pickle.pt", "--config", "config.json", "--data", "data.npz"], "pickle.pt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any
@@ -12,13 +13,25 @@ import torch
 from fpcheck._version import __version__
 from fpcheck.assess import Assessment, Row
 from fpcheck.bounds import BoundRow, Bounds
+from fpcheck.everywhere import Everywhere, GlobalRow
 from fpcheck.survey import Survey, SurveyRow
 
-__all__ = ["BOUNDS_SCHEMA", "SCHEMA", "SPECTRUM_SCHEMA", "VERSION", "bounds_document", "document", "survey_document"]
+__all__ = [
+    "BOUNDS_SCHEMA",
+    "GLOBAL_SCHEMA",
+    "SCHEMA",
+    "SPECTRUM_SCHEMA",
+    "VERSION",
+    "bounds_document",
+    "document",
+    "global_document",
+    "survey_document",
+]
 
 SCHEMA = "fpcheck.assessment"
 SPECTRUM_SCHEMA = "fpcheck.spectrum"
 BOUNDS_SCHEMA = "fpcheck.bounds"
+GLOBAL_SCHEMA = "fpcheck.global"
 VERSION = 1
 
 
@@ -97,13 +110,24 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
 def bounds_document(result: Bounds) -> dict[str, Any]:
     """What was proved, in the same manner."""
+    return _proofs(BOUNDS_SCHEMA, result, BoundRow)
+
+
+def global_document(result: Everywhere) -> dict[str, Any]:
+    """What was proved for all states, in the same manner."""
+    return _proofs(GLOBAL_SCHEMA, result, GlobalRow)
+
+
+def _proofs(schema: str, result: Bounds | Everywhere, kind: type[Any]) -> dict[str, Any]:
     return {
-        "schema": BOUNDS_SCHEMA,
+        "schema": schema,
         "version": VERSION,
         "level": result.level,
         "target": result.target,
@@ -111,5 +135,5 @@ def bounds_document(result: Bounds) -> dict[str, Any]:
         "fpcheck": __version__,
         "torch": torch.__version__,
         "passed": result.passed,
-        "rows": [{f.name: _plain(getattr(row, f.name)) for f in fields(BoundRow)} for row in result.rows],
+        "rows": [{f.name: _plain(getattr(row, f.name)) for f in fields(kind)} for row in result.rows],
     }

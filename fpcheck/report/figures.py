@@ -1,18 +1,66 @@
-"""Pictures of an assessment. Figures are made without pyplot, so nothing global changes."""
+"""Pictures of assessments, spectra and bounds. Figures are made without pyplot, so nothing global changes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
 
 from fpcheck.assess import Assessment
+from fpcheck.bounds import BoundRow, Bounds
+from fpcheck.report.table import readable
+from fpcheck.status import Status
 from fpcheck.survey import Survey
 
-__all__ = ["eigenvalue_figure", "growth_figure", "range_figure", "residual_figure", "stability_figure"]
+__all__ = [
+    "approach_figure",
+    "eigenvalue_figure",
+    "growth_figure",
+    "limits_figure",
+    "radii_figure",
+    "range_figure",
+    "residual_figure",
+    "stability_figure",
+    "training_figure",
+]
+
+_FAILED = (*(s.name.lower() for s in Status if s is not Status.CONVERGED), "adjoint_failed")
 
 _GOOD, _BAD = "#1f6f8b", "#c0392b"
+
+
+def training_figure(log: list[dict[str, float]]) -> Figure:
+    """Loss, gradient norm, iterations and failed samples of a training run against its steps.
+
+    Args:
+        log: From :func:`fpcheck.train.read_log`. What a kind of training does not have is left out.
+    """
+    panels = [
+        ("loss and accuracy", ("loss", "accuracy"), False),
+        ("gradient norm, before clipping", ("gradient",), True),
+        ("iterations of the slowest sample", ("loop_steps", "adjoint_steps"), False),
+        ("samples that did not converge", _FAILED, False),
+    ]
+    panels = [(title, tuple(k for k in keys if any(k in row for row in log)), log_scale)
+              for title, keys, log_scale in panels]  # fmt: skip
+    panels = [panel for panel in panels if panel[1]]
+    figure = Figure(figsize=(7, 2.2 * len(panels)), layout="constrained")
+    for axes, (title, keys, log_scale) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for key in keys:
+            rows = [row for row in log if key in row]
+            axes.plot([row["step"] for row in rows], [row[key] for row in rows], lw=1, label=key.replace("_", " "))
+        axes.set_title(title, fontsize=9)
+        axes.set_yscale("log" if log_scale else "linear")
+        axes.legend(fontsize=7, frameon=False, ncols=3)
+        axes.grid(alpha=0.2)
+    axes.set_xlabel("optimiser steps")
+    return figure
 
 
 def residual_figure(result: Assessment) -> Figure:
@@ -146,4 +194,96 @@ def growth_figure(result: Survey) -> Figure:
     axes.set_title(f"{result.target}: transient growth (ESTIMATE, {result.dtype})", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.2)
+    return figure
+
+
+def approach_figure(result: Bounds) -> Figure:
+    """Distance of each input's trajectory from the centre of its ball, over the radius: at most 1 means inside."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    drawn = [row for row in result.rows if row.distances]
+    for row in drawn:
+        values = np.array(row.distances)
+        # A distance of exactly zero has no place on a log scale.
+        steps = np.flatnonzero(values > 0)
+        axes.plot(steps, values[steps], color=_GOOD if row.entry_step is not None else _BAD, lw=1, alpha=0.6)
+        if row.entry_step is not None:
+            axes.plot(row.entry_step, values[row.entry_step], "o", ms=4, color=_GOOD)
+    entered = [row.entry_step for row in drawn if row.entry_step is not None]
+    axes.axhline(1, color="0.4", lw=0.8, ls="--")
+    axes.annotate("edge of the certified ball", (0.99, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                  fontsize=8, color="0.4")  # fmt: skip
+    if drawn:
+        axes.plot([], [], "o", ms=4, color=_GOOD, label="first state proved to converge")
+        axes.legend(fontsize=8, frameon=False, loc="lower left")
+    else:
+        axes.annotate("no input was proved attracting", (0.5, 0.6), xycoords="axes fraction", ha="center")
+    axes.set_yscale("log")
+    axes.set_xlabel("loop steps")
+    axes.set_ylabel("distance from the centre / radius of the ball")
+    axes.set_title(f"{result.target}: {len(entered)} of {len(result.rows)} trajectories enter their ball (BOUND)",
+                   fontsize=10)  # fmt: skip
+    axes.grid(alpha=0.2)
+    return figure
+
+
+def radii_figure(result: Bounds) -> Figure:
+    """Radii of the certified balls, sorted: in the metric, and of the Euclidean ball inside over the state's norm."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _sorted(left, result, lambda row: row.radius, "radius in the metric |v|_P")
+    _sorted(right, result, lambda row: row.relative_radius, "Euclidean radius / norm of the state")
+    figure.suptitle(f"{result.target}: radii of the certified balls (BOUND)", fontsize=10)
+    return figure
+
+
+def _sorted(axes: Axes, result: Bounds, figure_of: Callable[[BoundRow], float | None], label: str) -> None:
+    held = sorted((value, row.index) for row in result.rows if (value := figure_of(row)) is not None and value > 0)
+    values = [value for value, _ in held]
+    axes.plot(range(len(held)), values, "o-", ms=4, lw=0.8, color=_GOOD)
+    if held:
+        middle = float(np.median(values))
+        axes.axhline(middle, color="0.4", lw=0.8, ls="--")
+        axes.annotate(f"median about {middle:.2g}", (0.02, middle), xycoords=("axes fraction", "data"), va="bottom",
+                      fontsize=8, color="0.4")  # fmt: skip
+        if values[-1] > 30 * values[0]:  # choice: below that the zero line tells more
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0, 1.1 * values[-1])
+    else:
+        axes.set_yticks([])
+        axes.annotate("no ball was proved", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    missing = len(result.rows) - len(held)
+    axes.set_xlabel("inputs, sorted by radius" + (f" ({missing} more without a ball)" if missing else ""))
+    if len(held) <= 24:  # choice: as many numbers as fit
+        axes.set_xticks(range(len(held)), [str(index) for _, index in held])
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.2)
+
+
+def limits_figure(result: Bounds) -> Figure:
+    """What limits each radius: by node, its share of what the Jacobian's bound grows by over the ball."""
+    drawn = [row for row in result.rows if row.shares]
+    figure = Figure(figsize=(8, min(12.0, 1.6 + 0.28 * max(5, len(result.rows)))), layout="constrained")
+    axes = figure.subplots()
+    # The order of the step, for all rows alike; colours follow it.
+    names = sorted({name for row in drawn for name in row.shares}, key=lambda name: int(name.partition(" ")[0]))
+    colors = colormaps["tab20"].colors  # type: ignore[attr-defined]  # matplotlib does not type its listed maps
+    left = np.zeros(len(drawn))
+    for k, name in enumerate(names):
+        shares = np.array([row.shares.get(name, 0.0) for row in drawn])
+        axes.barh([row.index for row in drawn], shares, left=left, color=colors[k % len(colors)], label=readable(name))
+        left += shares
+    if drawn:
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title="node of the step",
+                    title_fontsize=8)  # fmt: skip
+    else:
+        axes.annotate("no ball was proved", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    # An input without a ball has an empty line.
+    axes.set_ylim(len(result.rows) - 0.5, -0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the curvature over the ball")
+    axes.set_ylabel("input")
+    axes.set_title(f"{result.target}: what limits the radius (BOUND)", fontsize=10)
     return figure

@@ -21,14 +21,15 @@ REQUIRED = {
     *("N1", "N2", "N3", "N4", "N5", "N6"),
     *("S1", "S2", "S3"),
     *("A1", "A3", "A4", "A5", "A6", "A7"),
-    *("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C10", "C11"),
+    *("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C10", "C11", "C12"),
     *("D1", "D2", "D4", "D5", "D6", "D7", "D8"),
-    *("F1", "F2", "G8"),  # FPRM as the official code has it: boundedness, contraction, window gradient
-    *("Q1", "Q2", "Q3", "Q4", "K1", "K3"),
-    *("R1", "R2", "R3", "R4"),
+    *("F1", "F2", "F7", "G8"),  # FPRM as the official code has it: boundedness, contraction, window gradient
+    *("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "K1", "K3", "K4", "K5", "K6"),
+    *("R1", "R2", "R3", "R4", "R6"),
     *("H1", "H2", "H3", "H4", "H5"),
     *("X1", "X2"),  # the two failures
     "E1",
+    "P1",
 }
 CLAIMS = [(i, n) for i in theorem_ids() for n in range(len(load(i).claims))]
 CONSTANTS = [(i, n) for i in theorem_ids() for n in range(len(load(i).constants))]
