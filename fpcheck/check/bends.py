@@ -5,8 +5,8 @@ eta on the linear part of its output, a step gives ``e``, bounds on the blocks o
 the same less the first-order part of that change; and ``rho``, bounds on the blocks of its value less value and
 derivative at the centre. All in Arb, rounded up at the end. Some steps also have their second derivative, term by term.
 
-Source: Theorems N5 (norm), A5 (attend), A7 (matmul, mul), C10 and C11 (gated), C5, C6 and C7 (map), C8 (relu, abs,
-clamp), C12 (other functions, and powers).
+Source: Theorem N5 (norm), Theorem A5 (attend), Theorem A7 (matmul, mul), Theorems C10 and C11 (gated), Theorems C5, C6
+and C7 (map), Theorem C8 (relu, abs, clamp), Theorem C12 (other functions, and powers).
 """
 
 from __future__ import annotations
